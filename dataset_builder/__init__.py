@@ -1,0 +1,22 @@
+"""The world side of JAT: tasks, environments, experts, episodes, data sets and scores."""
+
+from .envs import make_env, make_vec_env
+from .episodes import Episode, task_features
+from .experts import MissingExpertError, load_expert
+from .rollout import Policy, rollout
+from .tasks import TaskSpec, get_task, register_task, select_tasks
+
+__all__ = [
+    "Episode",
+    "MissingExpertError",
+    "Policy",
+    "TaskSpec",
+    "get_task",
+    "load_expert",
+    "make_env",
+    "make_vec_env",
+    "register_task",
+    "rollout",
+    "select_tasks",
+    "task_features",
+]

@@ -1,0 +1,50 @@
+"""Reference scores, and scores normalised by them.
+
+`published_scores.csv` holds, for every task, the published expert, random and human scores and those of the published
+JAT agent: figures from the paper (Gallouédec et al. 2024, arXiv 2402.09844) and its Hub model card; the human scores
+are those of Mnih et al. 2015. Meta-World's are returns over the first 100 timesteps.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceScores:
+    """Published scores of one task; None where none was published."""
+
+    expert: float | None = None
+    random: float | None = None
+    human: float | None = None
+    jat: float | None = None
+
+    def normalized(self, score: float) -> float | None:
+        """(score - random) / (expert - random): 0 is random, 1 the published expert.
+
+        None where the published expert is no better than random, as on metaworld-disassemble by less than one
+        standard deviation, so that a ratio would say nothing.
+        """
+        if self.expert is None or self.random is None or self.expert <= self.random:
+            return None
+        return (score - self.random) / (self.expert - self.random)
+
+
+@cache
+def _table() -> dict[str, ReferenceScores]:
+    with resources.files(__package__).joinpath("published_scores.csv").open(encoding="utf-8") as file:
+        return {
+            row["task"]: ReferenceScores(
+                **{
+                    name: float(row[f"{name}_mean"]) if row[f"{name}_mean"] else None
+                    for name in ("expert", "random", "human", "jat")
+                }
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+def reference_scores(task: str) -> ReferenceScores:
+    """The published scores of a task by its name; all None for a task that was not published."""
+    return _table().get(task, ReferenceScores())
