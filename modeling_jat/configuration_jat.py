@@ -1,0 +1,154 @@
+"""Configuration of the JAT model."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# What the published checkpoints were trained with, where it differs from the defaults below. A configuration file
+# without one of these fields is a published one.
+PUBLISHED_BEHAVIOUR = {
+    "discrete_loss_weighting": "batch_mean",
+    "image_rewards": False,
+    "action_feedback": "predicted",
+}
+
+
+@strict
+class JatConfig(PreTrainedConfig):
+    """Sizes and choices of a [`JatModelForCausalLM`].
+
+    The defaults are the published size (Gallouédec et al. 2024, arXiv 2402.09844): 193M parameters.
+
+    Args:
+        vocab_size: number of tokens. Text, discrete observations and discrete actions share them.
+        max_position_embeddings: longest sequence in tokens; a timestep has two, its observation and its action.
+        hidden_size: width of the trunk.
+        num_layers: number of blocks of the trunk.
+        num_heads: attention heads of a block.
+        attention_types: pattern of global and local attention, as in GPT-Neo: `[[["global", "local"], 6]]` is six
+            times a global and a local block. Default: the two in turn over all blocks.
+        window_size: tokens that a local block looks back, the current one included.
+        intermediate_size: width of a block's feed-forward layer; default 4 times `hidden_size`.
+        activation_function: of the feed-forward layers.
+        resid_dropout: dropout after attention and feed-forward layers.
+        embed_dropout: dropout after the embeddings.
+        attention_dropout: dropout of the attention weights.
+        layer_norm_epsilon: of all layer norms.
+        initializer_range: standard deviation of the weights at the start.
+        max_continuous_size: longest continuous observation with its reward, and longest continuous action.
+        max_discrete_value: length of a discrete observation, mission tokens included. The name is the published one.
+        observation_channels: channels of an image observation (Atari: 4 stacked frames of 84x84).
+        image_size: side of the square images that go with text, in pixels.
+        patch_size: side of their square patches; each becomes a token.
+        num_channels: channels of those images.
+        observation_loss_coef: weight of the observation loss.
+        action_loss_coef: weight of the action loss.
+        discrete_loss_weighting: how `loss_weight` weighs the loss of discrete actions: "per_timestep" each by its own
+            weight, or as published "batch_mean", all by the mean weight of the batch.
+        image_rewards: whether an image observation's embedding carries the reward, as the other kinds' do.
+        action_feedback: what the agent sees of its own continuous actions: the "executed" one, inside the bounds, as
+            in the data; or as published the "predicted" one.
+    """
+
+    model_type = "jat"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "sliding_window": "window_size",
+    }
+
+    vocab_size: int = 50257
+    max_position_embeddings: int = 512
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    attention_types: list | tuple | None = None
+    window_size: int = 256
+    intermediate_size: int | None = None
+    activation_function: str = "gelu_new"
+    resid_dropout: float | int = 0.0
+    embed_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    max_continuous_size: int = 377
+    max_discrete_value: int = 212
+    observation_channels: int = 4
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    observation_loss_coef: float | int = 0.005
+    action_loss_coef: float | int = 0.995
+    discrete_loss_weighting: str = "per_timestep"
+    image_rewards: bool = True
+    action_feedback: str = "executed"
+    use_cache: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.attention_types is None:
+            pairs, rest = divmod(self.num_layers, 2)
+            self.attention_types = [[["global", "local"], pairs]] * bool(pairs) + [[["global"], 1]] * rest
+        self.attention_layers = [kind for pattern, times in self.attention_types for kind in pattern * times]
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        kwargs.pop("attention_layers", None)  # published files hold it beside attention_types
+        kwargs.pop("auto_map", None)  # written anew where the code is saved with the model
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Refuse sizes that do not fit together, where the configuration is made."""
+        faults = []
+        if self.hidden_size % self.num_heads:
+            faults.append(f"hidden_size ({self.hidden_size}) must be divisible by num_heads ({self.num_heads})")
+        if self.hidden_size < 50:
+            faults.append(f"hidden_size must be at least 50, the discrete encoder's reduction, got {self.hidden_size}")
+        if len(self.attention_layers) != self.num_layers:
+            faults.append(
+                f"attention_types {self.attention_types} describe {len(self.attention_layers)} layers, expected "
+                f"num_layers = {self.num_layers}"
+            )
+        if unknown := set(self.attention_layers) - {"global", "local"}:
+            faults.append(f"attention_types must hold 'global' and 'local' only, got {sorted(unknown)}")
+        if self.image_size % self.patch_size:
+            faults.append(f"image_size ({self.image_size}) must be divisible by patch_size ({self.patch_size})")
+        if self.discrete_loss_weighting not in ("per_timestep", "batch_mean"):
+            faults.append(
+                f"discrete_loss_weighting must be 'per_timestep' or 'batch_mean', got {self.discrete_loss_weighting!r}"
+            )
+        if self.action_feedback not in ("executed", "predicted"):
+            faults.append(f"action_feedback must be 'executed' or 'predicted', got {self.action_feedback!r}")
+        if faults:
+            raise ValueError("JatConfig: " + "; ".join(faults))
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Kinds of the blocks by transformers' names, which its caches go by."""
+        return ["sliding_attention" if kind == "local" else "full_attention" for kind in self.attention_layers]
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of an image that goes with text."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "JatConfig":
+        return super().from_dict({**PUBLISHED_BEHAVIOUR, **config_dict}, **kwargs)
+
+    @classmethod
+    def mini(cls, **kwargs: Any) -> "JatConfig":
+        """8 layers of width 256: trains on two cores."""
+        return cls(**{"hidden_size": 256, "num_layers": 8, "num_heads": 8, **kwargs})
+
+    @classmethod
+    def small(cls, **kwargs: Any) -> "JatConfig":
+        """The published size: 12 layers of width 768."""
+        return cls(**kwargs)
+
+
+JatConfig.register_for_auto_class()

@@ -1,0 +1,842 @@
+"""The JAT model: one transformer that acts, reads and sees.
+
+Follows "Jack of All Trades, Master of Some, a Multi-Purpose Transformer Agent" (Gallouédec et al. 2024,
+arXiv 2402.09844); loads its checkpoints unmodified.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration_jat import JatConfig
+
+
+@dataclass
+class JatOutput(ModelOutput):
+    """Output of [`JatModelForCausalLM`].
+
+    Args:
+        loss: scalar. For trajectories the weighted sum of the next two, for text the language modelling loss.
+        observation_loss: scalar, mean squared error of the next observation; 0 for discrete observations.
+        action_loss: scalar, mean squared error of continuous actions or cross-entropy of discrete ones.
+        pred_observations: predictions of the observations that follow timesteps 0 to L-1, shaped as the observations;
+            None for discrete observations.
+        pred_actions: (B, L, action size), or logits (B, L, vocab_size) for discrete actions.
+        logits: (B, patches + tokens, vocab_size), for text.
+        past_key_values: cache of the keys and values.
+        hidden_states: one (B, tokens, hidden_size) for the embeddings and one for each block, the last one normed.
+        attentions: one (B, heads, tokens, tokens) for each block.
+    """
+
+    loss: Tensor | None = None
+    observation_loss: Tensor | None = None
+    action_loss: Tensor | None = None
+    pred_observations: Tensor | None = None
+    pred_actions: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The trunk: GPT-Neo (Black et al. 2021), global and local attention in turn. Modules are named as in its checkpoints.
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain steps, with its weights; queries, keys and values are (B, heads, tokens, head size)."""
+    weights = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class JatAttention(nn.Module):
+    """Causal self-attention without the usual 1/sqrt(head size), as in GPT-Neo."""
+
+    def __init__(self, config: JatConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = True
+        self.num_heads = config.num_heads
+        self.sliding_window = config.window_size if config.attention_layers[layer_idx] == "local" else None
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=1.0,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+class JatMLP(nn.Module):
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = ACT2FN[config.activation_function]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.c_proj(self.act(self.c_fc(hidden_states)))
+
+
+class JatBlock(GradientCheckpointingLayer):
+    def __init__(self, config: JatConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.attn = nn.ModuleDict({"attention": JatAttention(config, layer_idx)})  # nested as in GPT-Neo
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.mlp = JatMLP(config)
+        self.dropout = nn.Dropout(config.resid_dropout)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attn["attention"](self.ln_1(hidden_states), attention_mask, past_key_values, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        hidden_states = hidden_states + self.dropout(self.mlp(self.ln_2(hidden_states)))
+        return hidden_states, weights
+
+
+class JatPreTrainedModel(PreTrainedModel):
+    config_class = JatConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JatBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+
+class JatTrunk(JatPreTrainedModel):
+    """The blocks, the token table and the table of positions, counted in tokens."""
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.drop = nn.Dropout(config.embed_dropout)
+        self.h = nn.ModuleList([JatBlock(config, layer_idx) for layer_idx in range(config.num_layers)])
+        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Pass embeddings of shape (B, tokens, hidden_size) through the blocks.
+
+        `attention_mask` is 1 for real tokens, (B, past and new tokens), or a mask for each kind of block ready for the
+        attention function.
+        """
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            length = past_length + inputs_embeds.shape[1]
+            if length > self.config.max_position_embeddings:
+                raise ValueError(
+                    f"a sequence of {length} tokens does not fit the model's {self.config.max_position_embeddings} "
+                    "positions: truncate it (a timestep is two tokens)"
+                )
+            position_ids = torch.arange(past_length, length, device=inputs_embeds.device)[None]
+        if not isinstance(attention_mask, dict):
+            arguments = (self.config, inputs_embeds, attention_mask, past_key_values)
+            attention_mask = {
+                "global": create_causal_mask(*arguments),
+                "local": create_sliding_window_causal_mask(*arguments),
+            }
+
+        hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
+        all_hidden_states, all_weights = [hidden_states], []
+        for block, kind in zip(self.h, self.config.attention_layers, strict=True):
+            hidden_states, weights = block(hidden_states, attention_mask[kind], past_key_values, **kwargs)
+            all_hidden_states.append(hidden_states)
+            all_weights.append(weights)
+        all_hidden_states[-1] = hidden_states = self.ln_f(hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_weights) if output_attentions else None,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encoders and decoders.
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze and excitation (Hu et al. 2018): scales each channel by what all of them hold on average."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(channels, channels // 8, bias=False),
+            nn.ReLU(),
+            nn.Linear(channels // 8, channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean(dim=(2, 3)))[:, :, None, None]
+
+
+class ImageEncoder(nn.Module):
+    """(B, channels, 84, 84) -> (B, hidden_size)."""
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(config.observation_channels, 32, kernel_size=3, stride=2, padding=1)  # 42 x 42
+        self.att1 = ChannelAttention(32)
+        self.conv2 = nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1)  # 21 x 21
+        self.att2 = ChannelAttention(64)
+        self.conv3 = nn.Conv2d(64, 128, kernel_size=3, stride=2, padding=1)  # 11 x 11
+        self.att3 = ChannelAttention(128)
+        self.fc = nn.Linear(128 * 11 * 11, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.att1(F.leaky_relu(F.instance_norm(self.conv1(x))))
+        x = self.att2(F.leaky_relu(F.instance_norm(self.conv2(x))))
+        x = self.att3(F.leaky_relu(F.instance_norm(self.conv3(x))))
+        return self.fc(x.flatten(1))
+
+
+class ImageDecoder(nn.Module):
+    """(B, hidden_size) -> (B, channels, 84, 84), values in -1..1."""
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__()
+        upsample = {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}
+        self.fc = nn.Linear(config.hidden_size, 128 * 11 * 11)
+        self.deconv1 = nn.ConvTranspose2d(128, 64, **upsample)  # 22 x 22
+        self.att1 = ChannelAttention(64)
+        self.deconv2 = nn.ConvTranspose2d(64, 32, **upsample)  # 42 x 42
+        self.att2 = ChannelAttention(32)
+        self.deconv3 = nn.ConvTranspose2d(32, config.observation_channels, **upsample)  # 84 x 84
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x).unflatten(1, (128, 11, 11))
+        x = F.leaky_relu(F.instance_norm(self.deconv1(x)))
+        x = self.att1(F.interpolate(x, size=(21, 21)))
+        x = self.att2(F.leaky_relu(F.instance_norm(self.deconv2(x))))
+        return F.tanh(self.deconv3(x))
+
+
+class PerTimestep(nn.Module):
+    """Applies a module to every timestep: (B, L, ...) -> (B, L, ...)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class PatchEncoder(nn.Module):
+    """(B, 3, image_size, image_size) -> (B, patches, hidden_size), row by row, as in ViT (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+def cyclic_expand(x: Tensor, size: int) -> Tensor:
+    """Repeat the last dimension until it has `size` values: [x0, x1, x0, x1, x0, ...]."""
+    if x.shape[-1] > size:
+        raise ValueError(
+            f"a continuous vector has at most {size} values (an observation's reward included), got {x.shape[-1]}"
+        )
+    return x[..., torch.arange(size, device=x.device) % x.shape[-1]]
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (B, L) values where the mask is 1; 0 where it is 1 nowhere."""
+    if mask is None:
+        return values.mean() if values.numel() else values.sum()
+    mask = mask.to(values.dtype)
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Acting.
+
+
+class JatContext:
+    """What an agent remembers while it acts: one row for each environment.
+
+    Owns, for B environments and a window of T timesteps:
+
+    - `keys`, `values`: (layers, B, 2 T, heads, head size), preallocated. Timestep t stands in slots 2 t (the action
+      taken before it) and 2 t + 1 (its observation); slot s has position s - 1. An episode's first observation has no
+      action before it: slot 0 holds a placeholder that nothing attends to.
+    - `embeddings`: (B, 2 T, hidden_size), the same tokens before their positions were added.
+    - `timesteps`: (B,), how many timesteps a row holds; 0 where an episode begins.
+    - `actions`: (B, ...), the last action of every row.
+
+    A row whose window is full forgets its older half: the newer half is encoded anew at the first positions. So the
+    agent always looks back on at least half a window, its positions stay in the range that it was trained on, and the
+    cost is one pass over half a window every half window.
+    """
+
+    def __init__(self, model: "JatModelForCausalLM", action_space: Any, num_envs: int | None = None) -> None:
+        config = model.config
+        rows = 1 if num_envs is None else num_envs
+        slots = config.max_position_embeddings // 2 * 2
+        options = {"device": model.device, "dtype": model.dtype}
+        self.model = model
+        self.action_space = action_space
+        self.num_envs = num_envs
+        self.keys = torch.zeros(
+            (config.num_layers, rows, slots, config.num_heads, config.hidden_size // config.num_heads), **options
+        )
+        self.values = torch.zeros_like(self.keys)
+        self.embeddings = torch.zeros((rows, slots, config.hidden_size), **options)
+        self.timesteps = torch.zeros(rows, dtype=torch.long, device=model.device)
+        if isinstance(action_space.sample(), np.ndarray):
+            self.actions = torch.zeros((rows, *action_space.shape), **options)
+        else:
+            self.actions = torch.zeros(rows, dtype=torch.long, device=model.device)
+
+    def reset(self, rows: Any = None) -> None:
+        """Begin a new episode in the rows of an index or boolean mask, or in all."""
+        self.timesteps[torch.as_tensor(slice(None) if rows is None else rows)] = 0
+
+    def append(self, pairs: Tensor, window: int) -> Tensor:
+        """Encode the next (action, observation) pair of every row.
+
+        Args:
+            pairs: (B, 2, hidden_size).
+            window: timesteps that a row may hold before it forgets.
+
+        Returns:
+            The last hidden state of the observations, (B, hidden_size).
+        """
+        full = (self.timesteps >= window).nonzero()[:, 0]
+        if len(full):
+            self._forget(full, kept=window // 2)
+        return self._encode(torch.arange(len(pairs), device=pairs.device), pairs)[:, -1]
+
+    def _forget(self, rows: Tensor, kept: int) -> None:
+        slots = 2 * (self.timesteps[rows, None] - kept) + torch.arange(2 * kept, device=rows.device)
+        newest = self.embeddings[rows[:, None], slots]
+        self.timesteps[rows] = 0
+        if kept:
+            self._encode(rows, newest)
+
+    def _encode(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Pass tokens (rows, n, hidden_size) through the trunk, behind those that the rows hold already."""
+        slots = 2 * self.timesteps[rows, None] + torch.arange(tokens.shape[1], device=rows.device)
+        self.embeddings[rows[:, None], slots] = tokens
+        hidden_states = self.model.transformer(
+            tokens,
+            attention_mask=self._masks(slots, tokens.dtype),
+            position_ids=(slots - 1).clamp(min=0),
+            past_key_values=_ContextRows(self, rows, slots),
+        ).last_hidden_state
+        self.timesteps[rows] += tokens.shape[1] // 2
+        return hidden_states
+
+    def _masks(self, slots: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Additive masks (rows, 1, n, slots in use) for the tokens at `slots`, by kind of block."""
+        query = slots[:, None, :, None]
+        key = torch.arange(int(slots.max()) + 1, device=slots.device)
+        causal = (key <= query) & ((key > 0) | (query == 0))
+        local = causal & (query - key < self.model.config.window_size)
+        return {
+            kind: torch.zeros(allowed.shape, dtype=dtype, device=slots.device).masked_fill(
+                ~allowed, torch.finfo(dtype).min
+            )
+            for kind, allowed in (("global", causal), ("local", local))
+        }
+
+
+class _ContextRows:
+    """Some rows of a context, as the cache that the trunk's attention writes to and reads from."""
+
+    def __init__(self, context: JatContext, rows: Tensor, slots: Tensor) -> None:
+        self.context, self.rows, self.slots = context, rows, slots
+        self.length = int(slots.max()) + 1
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        return (
+            self._store(self.context.keys[layer_idx], key),
+            self._store(self.context.values[layer_idx], value),
+        )
+
+    def _store(self, memory: Tensor, new: Tensor) -> Tensor:
+        memory[self.rows[:, None], self.slots] = new.transpose(1, 2)
+        rows = memory if len(self.rows) == len(memory) else memory[self.rows]
+        return rows[:, : self.length].transpose(1, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model.
+
+_OBSERVATION_KINDS = ("continuous_observations", "discrete_observations", "image_observations")
+_ACTION_KINDS = ("continuous_actions", "discrete_actions")
+
+
+def _given(kinds: tuple[str, ...], inputs: dict[str, Any]) -> str:
+    """The one kind among the inputs."""
+    given = [kind for kind in kinds if inputs.get(kind) is not None]
+    if len(given) != 1:
+        raise ValueError(f"expected one of {', '.join(kinds)}, got {', '.join(given) or 'none'}")
+    return given[0]
+
+
+class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
+    """A transformer over trajectories, text and images.
+
+                        a0        o1        a1        o2                      t1        t2        t3
+                        ^         ^         ^         ^                       ^         ^         ^
+        decoders     action observation  action  observation              language  language  language
+                        |         |         |         |                       |         |         |
+        trunk        [o0 ------- a0 ------- o1 ------ a1]     [p0 ... p195 -- t0 ------- t1 ------ t2]
+                        |         |         |         |        |               |         |         |
+        encoders   o0, r_-1      a0       o1, r0      a1      image patches  text      text      text
+
+    A trajectory's tokens alternate observation, action; the reward beside an observation is the one received before
+    it. Each kind of observation and action has an encoder and a decoder; text, discrete values and discrete actions
+    share one table of embeddings.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [
+        r"multi_discrete_decoder\.",  # in the published files, used by nothing
+        r"single_discrete_encoder\.weight",  # other names of transformer.wte.weight
+        r"multi_discrete_encoder\.0\.weight",
+        r"attn\.attention\.(masked_)?bias$",  # causal masks, which older versions of GPT-Neo stored
+    ]
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__(config)
+        hidden_size, reduced_size = config.hidden_size, config.hidden_size // 50
+        self.transformer = JatTrunk(config)
+        self.vit_encoder = PatchEncoder(config)
+        self.continuous_encoder = nn.Linear(config.max_continuous_size, hidden_size)
+        self.multi_discrete_encoder = nn.Sequential(
+            nn.Identity(),  # where the published model names the shared table of embeddings once more
+            nn.Linear(hidden_size, reduced_size),
+            nn.ReLU(),
+            nn.Flatten(start_dim=2),
+            nn.Linear(config.max_discrete_value * reduced_size, hidden_size - 1),  # the reward is the last feature
+        )
+        self.image_encoder = PerTimestep(ImageEncoder(config))
+        if config.image_rewards:
+            self.image_reward_encoder = nn.Linear(1, hidden_size, bias=False)
+        self.single_discrete_decoder = nn.Linear(hidden_size, config.vocab_size, bias=False)
+        self.continuous_decoder = nn.Linear(hidden_size, config.max_continuous_size)
+        self.image_decoder = PerTimestep(ImageDecoder(config))
+        self.context: JatContext | None = None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.single_discrete_decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.single_discrete_decoder = value
+
+    # Embedding
+
+    def embed_observations(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed observations with the rewards received before them, (B, L, hidden_size)."""
+        kind = _given(_OBSERVATION_KINDS, inputs)
+        observations, rewards = inputs[kind], inputs.get("rewards")
+        if rewards is None:
+            raise ValueError(f"rewards of shape {tuple(observations.shape[:2])} are required beside {kind}")
+        rewards = rewards[..., None].to(self.dtype)
+        if kind == "continuous_observations":
+            return self.continuous_encoder(self._expand_observations(observations, rewards))
+        if kind == "discrete_observations":
+            if observations.shape[-1] != self.config.max_discrete_value:
+                raise ValueError(
+                    f"discrete_observations must have {self.config.max_discrete_value} values a timestep, mission "
+                    f"tokens included, got {observations.shape[-1]}"
+                )
+            embeddings = self.multi_discrete_encoder(self.transformer.wte(observations))
+            return torch.cat([embeddings, rewards], dim=-1)
+        embeddings = self.image_encoder(observations.to(self.dtype))
+        return embeddings + self.image_reward_encoder(rewards) if self.config.image_rewards else embeddings
+
+    def embed_actions(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed actions, (B, L, hidden_size)."""
+        kind = _given(_ACTION_KINDS, inputs)
+        if kind == "discrete_actions":
+            return self.transformer.wte(inputs[kind])
+        return self.continuous_encoder(cyclic_expand(inputs[kind].to(self.dtype), self.config.max_continuous_size))
+
+    def _expand_observations(self, observations: Tensor, rewards: Tensor) -> Tensor:
+        return cyclic_expand(torch.cat([observations.to(self.dtype), rewards], dim=-1), self.config.max_continuous_size)
+
+    # Training
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        continuous_observations: Tensor | None = None,
+        discrete_observations: Tensor | None = None,
+        image_observations: Tensor | None = None,
+        continuous_actions: Tensor | None = None,
+        discrete_actions: Tensor | None = None,
+        rewards: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        loss_weight: Tensor | None = None,
+        return_loss: bool = True,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> JatOutput:
+        """Predict the actions and observations of trajectories, or the next tokens of text.
+
+        Args:
+            input_ids: (B, tokens), text.
+            pixel_values: (B, 3, image_size, image_size), an image that stands before the text.
+            continuous_observations: (B, L, size).
+            discrete_observations: (B, L, max_discrete_value).
+            image_observations: (B, L, channels, 84, 84), in -1..1.
+            continuous_actions: (B, L, size).
+            discrete_actions: (B, L).
+            rewards: (B, L), the reward received before each observation, 0 at the start of an episode.
+            attention_mask: (B, L) or (B, tokens), 1 where an input is real and 0 where it is padding.
+            position_ids: (B, tokens), of all tokens; counted from the first one by default.
+            past_key_values: cache of earlier tokens.
+            labels: (B, tokens), the text to predict, -100 where there is none; default: `input_ids`.
+            loss_weight: (B, L), weight of each timestep's losses.
+            return_loss: whether to compute losses.
+            use_cache: whether to return the cache.
+            logits_to_keep: compute logits for so many last tokens only; 0 for all.
+
+        Raises:
+            ValueError: if not exactly one kind of observation and one kind of action come with rewards, or sizes do
+                not fit.
+        """
+        trunk_options = {
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            **kwargs,
+        }
+        if input_ids is not None or pixel_values is not None:
+            return self._forward_text(
+                input_ids, pixel_values, attention_mask, labels, return_loss, logits_to_keep, trunk_options
+            )
+        trajectories = {
+            "continuous_observations": continuous_observations,
+            "discrete_observations": discrete_observations,
+            "image_observations": image_observations,
+            "continuous_actions": continuous_actions,
+            "discrete_actions": discrete_actions,
+            "rewards": rewards,
+        }
+        return self._forward_trajectories(trajectories, attention_mask, loss_weight, return_loss, trunk_options)
+
+    def _forward_trajectories(
+        self,
+        inputs: dict[str, Tensor | None],
+        attention_mask: Tensor | None,
+        loss_weight: Tensor | None,
+        return_loss: bool,
+        trunk_options: dict[str, Any],
+    ) -> JatOutput:
+        # 1. Interleave: (B, L, 2, H), where index 0 is the observation and 1 the action, then (B, 2 L, H).
+        tokens = torch.stack([self.embed_observations(inputs), self.embed_actions(inputs)], dim=2)
+        token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
+
+        # 2. Trunk.
+        outputs = self.transformer(tokens.flatten(1, 2), token_mask, **trunk_options)
+        hidden_states = outputs.last_hidden_state.unflatten(1, (-1, 2))
+        at_observations, at_actions = hidden_states.unbind(dim=2)
+
+        # 3. Actions from the observation tokens, the next observations from the action tokens.
+        action_size = inputs["continuous_actions"].shape[-1] if inputs["continuous_actions"] is not None else None
+        if action_size is None:
+            pred_actions = self.single_discrete_decoder(at_observations)
+        else:
+            pred_actions = self.continuous_decoder(at_observations)
+        pred_observations = self._decode_observations(at_actions, inputs)
+
+        # 4. Losses.
+        losses = {}
+        if return_loss:
+            action_loss = self._action_loss(pred_actions, inputs, attention_mask, loss_weight)
+            observation_loss = self._observation_loss(pred_observations, inputs, attention_mask, loss_weight)
+            losses = {
+                "loss": self.config.observation_loss_coef * observation_loss
+                + self.config.action_loss_coef * action_loss,
+                "observation_loss": observation_loss,
+                "action_loss": action_loss,
+            }
+        if inputs["continuous_observations"] is not None:
+            pred_observations = pred_observations[..., : inputs["continuous_observations"].shape[-1]]
+        return JatOutput(
+            **losses,
+            pred_observations=pred_observations,
+            pred_actions=pred_actions if action_size is None else pred_actions[..., :action_size],
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _decode_observations(self, at_actions: Tensor, inputs: dict[str, Tensor | None]) -> Tensor | None:
+        if inputs["continuous_observations"] is not None:
+            return self.continuous_decoder(at_actions)
+        if inputs["image_observations"] is not None:
+            return self.image_decoder(at_actions)
+        return None
+
+    def _observation_loss(
+        self,
+        predicted: Tensor | None,
+        inputs: dict[str, Tensor | None],
+        mask: Tensor | None,
+        weight: Tensor | None,
+    ) -> Tensor:
+        """Mean squared error between the prediction at timestep t and observation t + 1."""
+        if predicted is None:
+            return torch.zeros((), device=self.device)
+        if inputs["continuous_observations"] is not None:
+            target = self._expand_observations(
+                inputs["continuous_observations"], inputs["rewards"][..., None].to(self.dtype)
+            )
+        else:
+            target = inputs["image_observations"]
+        errors = F.mse_loss(predicted[:, :-1].float(), target[:, 1:].float(), reduction="none").flatten(2).mean(-1)
+        if weight is not None:
+            errors = errors * weight[:, 1:]
+        return masked_mean(errors, mask[:, 1:] if mask is not None else None)
+
+    def _action_loss(
+        self, predicted: Tensor, inputs: dict[str, Tensor | None], mask: Tensor | None, weight: Tensor | None
+    ) -> Tensor:
+        """Mean squared error of continuous actions, cross-entropy of discrete ones."""
+        if inputs["continuous_actions"] is not None:
+            target = cyclic_expand(inputs["continuous_actions"].to(self.dtype), self.config.max_continuous_size)
+            errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(-1)
+        else:
+            errors = F.cross_entropy(predicted.float().transpose(1, 2), inputs["discrete_actions"], reduction="none")
+            if weight is not None and self.config.discrete_loss_weighting == "batch_mean":
+                return masked_mean(errors, mask) * masked_mean(weight, mask)
+        return masked_mean(errors * weight if weight is not None else errors, mask)
+
+    def _forward_text(
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        return_loss: bool,
+        logits_to_keep: int,
+        trunk_options: dict[str, Any],
+    ) -> JatOutput:
+        embeddings = []
+        if pixel_values is not None:
+            embeddings.append(self.vit_encoder(pixel_values.to(self.dtype)))
+        if input_ids is not None:
+            embeddings.append(self.transformer.wte(input_ids))
+        embeddings = torch.cat(embeddings, dim=1)
+        token_mask = attention_mask
+        if attention_mask is not None:
+            # The mask covers the text; image patches, new or cached, stand before it.
+            past = trunk_options["past_key_values"]
+            patches = embeddings.shape[1] + (past.get_seq_length() if past is not None else 0) - attention_mask.shape[1]
+            token_mask = F.pad(attention_mask, (patches, 0), value=1)
+
+        outputs = self.transformer(embeddings, token_mask, **trunk_options)
+        logits = self.single_discrete_decoder(outputs.last_hidden_state[:, -logits_to_keep:])
+
+        loss = None
+        labels = input_ids if labels is None else labels
+        if return_loss and labels is not None and labels.shape[1] > 1:
+            target = labels[:, 1:]
+            if attention_mask is not None:
+                real = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)  # padding predicts nothing
+                target = target.masked_fill(~real, -100)
+            predicted = logits[:, -labels.shape[1] : -1]
+            loss = F.cross_entropy(predicted.float().transpose(1, 2), target, ignore_index=-100)
+        return JatOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, past_key_values: Cache | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        inputs.pop("position_ids", None)  # the trunk counts, patches included
+        if past_key_values is None or past_key_values.get_seq_length() == 0:
+            inputs["pixel_values"] = pixel_values
+        return {**inputs, "return_loss": False}
+
+    # Acting
+
+    def reset(self, action_space: Any, num_envs: int | None = None) -> JatContext:
+        """Begin to act in one environment, or in `num_envs` at once.
+
+        Args:
+            action_space: a gymnasium Box or Discrete; of a vector environment, its `single_action_space`.
+            num_envs: number of environments; None for one, without the batch dimension.
+
+        Returns:
+            The context that `get_next_action` uses unless it is handed another one.
+        """
+        self.context = JatContext(self, action_space, num_envs)
+        return self.context
+
+    @torch.no_grad()
+    def get_next_action(
+        self,
+        inputs: dict[str, Tensor],
+        context: JatContext | None = None,
+        deterministic: bool = False,
+        context_window: int | None = None,
+    ) -> np.ndarray | int:
+        """Choose the next action of one environment, or of every environment of a batch.
+
+        Args:
+            inputs: one timestep, from `processor(observation, reward=reward)`.
+            context: what the agent remembers, from `reset`; by default the one that was started last.
+            deterministic: take the likeliest of discrete actions rather than sample one.
+            context_window: timesteps that the agent looks back at most; by default all that the model has positions
+                for. See [`JatContext`] for what happens beyond.
+
+        Returns:
+            The action, ready for `env.step`: a float32 array inside the Box, or an int. For `num_envs` environments
+            an array with one row each.
+
+        Raises:
+            ValueError: if no episode was begun, or the inputs' batch is not the context's.
+        """
+        context = self._check_context(inputs, context or self.context)
+        window = self.config.max_position_embeddings // 2
+        if context_window is not None:
+            if context_window < 1:
+                raise ValueError(f"context_window must be at least 1 timestep, got {context_window}")
+            window = min(window, context_window)
+
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        begun = (context.timesteps > 0)[:, None]
+        observation = self.embed_observations({**inputs, "rewards": inputs["rewards"] * begun})
+        kind = "continuous_actions" if context.actions.is_floating_point() else "discrete_actions"
+        action = self.embed_actions({kind: context.actions[:, None]})
+        hidden_state = context.append(torch.cat([action, observation], dim=1), window)
+
+        if kind == "continuous_actions":
+            predicted = _decode(self.continuous_decoder, hidden_state, context.action_space.shape[0])
+            low, high = (
+                torch.as_tensor(bound, device=self.device)
+                for bound in (context.action_space.low, context.action_space.high)
+            )
+            executed = predicted.float().clamp(low, high)
+            context.actions = executed.to(self.dtype) if self.config.action_feedback == "executed" else predicted
+            chosen = executed.cpu().numpy()
+        else:
+            logits = _decode(self.single_discrete_decoder, hidden_state, int(context.action_space.n))
+            if deterministic:
+                context.actions = logits.argmax(-1)
+            else:
+                context.actions = torch.multinomial(logits.float().softmax(-1), num_samples=1)[:, 0]
+            chosen = context.actions.cpu().numpy()
+        if context.num_envs is not None:
+            return chosen
+        return chosen[0] if kind == "continuous_actions" else int(chosen[0])
+
+    def _check_context(self, inputs: dict[str, Tensor], context: JatContext | None) -> JatContext:
+        if context is None:
+            raise ValueError("no episode was begun: call model.reset(env.action_space) first")
+        if context.model is not self:
+            raise ValueError("the context belongs to another model: start one with this model's reset")
+        rows = len(inputs[_given(_OBSERVATION_KINDS, inputs)])
+        if rows != len(context.timesteps):
+            raise ValueError(f"expected observations of {len(context.timesteps)} environments, got {rows}")
+        return context
+
+
+def _decode(decoder: nn.Linear, hidden_state: Tensor, size: int) -> Tensor:
+    """The first `size` outputs of a decoder, without computing the others."""
+    bias = decoder.bias[:size] if decoder.bias is not None else None
+    return F.linear(hidden_state, decoder.weight[:size], bias)
+
+
+JatModelForCausalLM.register_for_auto_class("AutoModelForCausalLM")
