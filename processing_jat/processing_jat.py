@@ -1,0 +1,401 @@
+"""The JAT processor: observations, actions, rewards, text and images become what the model takes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, CLIPImageProcessorPil, GPT2Tokenizer
+from transformers.processing_utils import ProcessorMixin
+
+# Element type and number of dimensions of a timestep, by column.
+_COLUMNS = {
+    "continuous_observations": (np.float32, 1),
+    "discrete_observations": (np.int64, 1),
+    "image_observations": (None, 3),  # uint8 pixels, or floats in 0..1
+    "continuous_actions": (np.float32, 1),
+    "discrete_actions": (np.int64, 0),
+    "rewards": (np.float32, 0),
+}
+_OBSERVATIONS = ("continuous_observations", "discrete_observations", "image_observations")
+
+Rows = dict[str, list[np.ndarray]]  # column -> one array of shape (timesteps, ...) for each row
+
+
+class JatProcessor(ProcessorMixin):
+    """Prepares single timesteps for acting, and batches of trajectories or text for training.
+
+    Args:
+        image_processor: of images that go with text.
+        tokenizer: of text and of text observations.
+        mission_length: tokens of a text observation, which stand behind the discrete observation's values; a shorter
+            one is padded, a longer one cut.
+        image_seq_length: tokens that an image takes in the model.
+        max_continuous_size: most values of a continuous observation with its reward, and of a continuous action.
+        max_discrete_size: values of a discrete observation, those of its text included.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        mission_length: int = 64,
+        image_seq_length: int = 196,
+        max_continuous_size: int = 377,
+        max_discrete_size: int = 212,
+    ) -> None:
+        self.mission_length = mission_length
+        self.image_seq_length = image_seq_length
+        self.max_continuous_size = max_continuous_size
+        self.max_discrete_size = max_discrete_size
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int = 1024,
+        model_max_length: int = 512,
+        image_size: int = 224,
+        **kwargs: Any,
+    ) -> "JatProcessor":
+        """A new processor with a byte-level BPE learned from texts, for work without a download.
+
+        Args:
+            texts: what the vocabulary is learned from.
+            vocab_size: most tokens, at least 257: every byte and the end of text.
+            model_max_length: positions of the model, in tokens.
+            image_size: side of the images that go with text, in pixels.
+            kwargs: sizes, as in the constructor.
+        """
+        tokenizer = GPT2Tokenizer().train_new_from_iterator(texts, vocab_size, show_progress=False)
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.model_max_length = model_max_length
+        image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+        )
+        return cls(image_processor, tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "pixel_values", *_COLUMNS, "attention_mask"]
+
+    def __call__(
+        self,
+        observation: Mapping[str, Any] | None = None,
+        *,
+        reward: float | np.ndarray | None = None,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        continuous_observations: Any = None,
+        discrete_observations: Any = None,
+        text_observations: Any = None,
+        image_observations: Any = None,
+        continuous_actions: Any = None,
+        discrete_actions: Any = None,
+        rewards: Any = None,
+        padding: bool | str = False,
+        truncation: bool | str = False,
+        truncation_side: str = "right",
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Prepare one timestep, or a batch of sequences.
+
+        `processor(observation, reward=reward)` is one timestep of one environment, or of as many as the observation
+        holds: the result is tensors of shape (environments, 1, ...) for `model.get_next_action`.
+
+        With the other arguments it is a batch of trajectories, or of text with or without images.
+
+        Args:
+            observation: as an environment returns it, keys in the singular.
+            reward: the reward that came with it; None for 0, at the start.
+            text: one text or several.
+            images: one image for each text.
+            continuous_observations: a row for each trajectory, (L, size) each.
+            discrete_observations: the same, of integers.
+            text_observations: a str for each timestep, beside discrete observations.
+            image_observations: (L, height, width, channels) each, uint8 or PIL images; floats are taken as 0..1.
+            continuous_actions: (L, size) each.
+            discrete_actions: (L,) each.
+            rewards: (L,) each, each one received before the observation beside it.
+            padding: "longest" or True, "max_length", or False. Padding repeats a row's first element, and adds the
+                key `attention_mask`.
+            truncation: True or "lossy" cuts what is too long, "preserve" turns the rest into rows of their own.
+            truncation_side: the side that is cut, or where the short remainder lies: "right" or "left".
+            max_length: in tokens, of which a timestep has two; the tokenizer's `model_max_length` by default.
+            return_tensors: "pt" or "np"; without it rows of different lengths stay a list of arrays.
+
+        Raises:
+            ValueError: naming every key that is missing, unknown, of the wrong size or type, ragged or not finite.
+        """
+        if observation is not None:
+            return self._timestep(observation, reward)
+        columns = {
+            "continuous_observations": continuous_observations,
+            "discrete_observations": discrete_observations,
+            "text_observations": text_observations,
+            "image_observations": image_observations,
+            "continuous_actions": continuous_actions,
+            "discrete_actions": discrete_actions,
+            "rewards": rewards,
+        }
+        columns = {column: values for column, values in columns.items() if values is not None}
+        if columns and (text is not None or images is not None):
+            raise ValueError(f"a batch holds trajectories or text, got text or images beside {', '.join(columns)}")
+        if not columns and text is None and images is None:
+            raise ValueError(
+                f"nothing to process: expected an observation, text, images or any of {', '.join(_COLUMNS)}"
+            )
+        if max_length is None:
+            max_length = self.tokenizer.model_max_length
+
+        pixel_values = None
+        if columns:
+            rows = self._encode(columns)
+            self._validate(rows)
+            max_length //= 2
+        else:
+            rows, pixel_values = self._encode_text(text, images)
+            if pixel_values is not None:
+                max_length -= self.image_seq_length
+        rows = _truncate(rows, truncation, truncation_side, max_length)
+        rows = _pad(rows, padding, max_length)
+        batch = _as_batch(rows, return_tensors)
+        if pixel_values is not None:
+            batch["pixel_values"] = pixel_values
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def pad(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Collate rows of one kind, such as a data set's, into a batch.
+
+        Args:
+            rows: each maps columns in the plural to a sequence over timesteps.
+            padding: as in the call; rows of one length need none.
+            max_length: as in the call.
+            return_tensors: as in the call.
+
+        Raises:
+            ValueError: if rows hold different columns, as a batch of several kinds of task would.
+        """
+        if not rows:
+            raise ValueError("an empty batch: expected at least one row")
+        kinds = {tuple(sorted(row)) for row in rows}
+        if len(kinds) > 1:
+            listed = " and ".join(f"({', '.join(kind)})" for kind in sorted(kinds))
+            raise ValueError(f"a batch must hold rows of one kind, got rows with the columns {listed}")
+        columns = {column: [row[column] for row in rows] for column in rows[0]}
+        return self(**columns, padding=padding, max_length=max_length, return_tensors=return_tensors)
+
+    def _timestep(self, observation: Mapping[str, Any], reward: float | np.ndarray | None) -> BatchFeature:
+        """One timestep of one or several environments: rows of length 1."""
+        known = [column.removesuffix("s") for column in (*_OBSERVATIONS, "text_observations")]
+        if unknown := sorted(set(observation) - set(known)):
+            raise ValueError(f"unknown observation keys {unknown}: expected some of {known}")
+        columns = {}
+        for key, value in observation.items():
+            if key == "text_observation":
+                columns[f"{key}s"] = [[value]] if isinstance(value, str) else [[mission] for mission in value]
+            else:
+                array = np.asarray(value)
+                dimensions = _COLUMNS[f"{key}s"][1]
+                if array.ndim not in (dimensions, dimensions + 1):
+                    raise ValueError(
+                        f"{key} must have {dimensions} dimensions, or {dimensions + 1} for several environments, got "
+                        f"shape {array.shape}"
+                    )
+                columns[f"{key}s"] = array[None, None] if array.ndim == dimensions else array[:, None]
+        environments = len(next(iter(columns.values()), []))
+        rewards = np.zeros(environments, np.float32) if reward is None else np.asarray(reward, np.float32).reshape(-1)
+        rows = self._encode({**columns, "rewards": rewards[:, None]})
+        self._validate(rows)
+        return BatchFeature(_as_batch(rows, "pt"), tensor_type="pt")
+
+    def _encode(self, columns: Mapping[str, Any]) -> Rows:
+        """Trajectories as arrays, text observations behind the discrete ones."""
+        rows: Rows = {}
+        faults = []
+        for column, (dtype, dimensions) in _COLUMNS.items():
+            for index, sequence in enumerate(columns.get(column, ())):
+                try:
+                    array = _image_array(sequence) if column == "image_observations" else _array(sequence, dtype)
+                except (TypeError, ValueError) as error:
+                    faults.append(f"{column}, row {index}: {error}")
+                    continue
+                if array.ndim != dimensions + 1:
+                    shape = ", ".join(["timesteps"] + ["..."] * dimensions)
+                    faults.append(
+                        f"{column}, row {index}: expected an array of shape ({shape}), got shape {array.shape}"
+                    )
+                    continue
+                rows.setdefault(column, []).append(array)
+        if faults:
+            raise ValueError("; ".join(faults))
+        if "text_observations" in columns:
+            if "discrete_observations" not in rows:
+                raise ValueError("text_observations need discrete_observations beside them")
+            missions = [self._encode_missions(sequence) for sequence in columns["text_observations"]]
+            if [len(row) for row in missions] != [len(row) for row in rows["discrete_observations"]]:
+                raise ValueError(
+                    f"text_observations have {[len(row) for row in missions]} timesteps, discrete_observations "
+                    f"{[len(row) for row in rows['discrete_observations']]}"
+                )
+            rows["discrete_observations"] = [
+                np.concatenate(pair, axis=-1) for pair in zip(rows["discrete_observations"], missions, strict=True)
+            ]
+        return rows
+
+    def _encode_missions(self, missions: Sequence[str]) -> np.ndarray:
+        """(L, mission_length) tokens; a mission that stays the same is tokenized once."""
+        distinct = list(dict.fromkeys(missions))
+        tokens = self.tokenizer(
+            distinct, max_length=self.mission_length, padding="max_length", truncation=True, return_tensors="np"
+        )["input_ids"]
+        index = {mission: i for i, mission in enumerate(distinct)}
+        return tokens[[index[mission] for mission in missions]].astype(np.int64)
+
+    def _encode_text(self, text: Any, images: Any) -> tuple[Rows, np.ndarray | None]:
+        rows: Rows = {}
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            rows["input_ids"] = [np.asarray(ids, np.int64) for ids in self.tokenizer(texts)["input_ids"]]
+        pixel_values = None
+        if images is not None:
+            pixel_values = np.stack(self.image_processor(images)["pixel_values"])
+            if text is not None and len(pixel_values) != len(rows["input_ids"]):
+                raise ValueError(
+                    f"expected one image for each text, got {len(pixel_values)} images and {len(texts)} texts"
+                )
+        return rows, pixel_values
+
+    def _validate(self, rows: Rows) -> None:
+        """Refuse trajectories that the model could not take, naming every fault."""
+        faults = []
+        observations = [column for column in _OBSERVATIONS if column in rows]
+        if len(observations) > 1:
+            faults.append(f"expected one kind of observation, got {' and '.join(observations)}")
+        if observations and "rewards" not in rows:
+            faults.append(f"rewards are missing beside {observations[0]}")
+        counts = {column: len(sequences) for column, sequences in rows.items()}
+        if len(set(counts.values())) > 1:
+            faults.append(f"columns have different numbers of rows: {counts}")
+        else:
+            for index, sequences in enumerate(zip(*rows.values(), strict=True)):
+                lengths = dict(zip(rows, map(len, sequences), strict=True))
+                if len(set(lengths.values())) > 1:
+                    faults.append(f"row {index} is ragged: {lengths} timesteps")
+                elif 0 in lengths.values():
+                    faults.append(f"row {index} has no timestep")
+        for column, sequences in rows.items():
+            if len({array.shape[1:] for array in sequences}) > 1:
+                faults.append(f"{column}: rows have different sizes {[array.shape[1:] for array in sequences]}")
+            faults += _value_faults(column, sequences)
+        for column, limit in (
+            ("continuous_observations", self.max_continuous_size - 1),  # its reward takes one place
+            ("continuous_actions", self.max_continuous_size),
+            ("discrete_observations", self.max_discrete_size),
+        ):
+            size = max((array.shape[-1] for array in rows.get(column, [])), default=0)
+            if size > limit:
+                faults.append(f"{column}: at most {limit} values a timestep, got {size}")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+
+def _array(sequence: Any, dtype: type) -> np.ndarray:
+    """A sequence as an array, refusing what the type would garble."""
+    array = np.asarray(sequence)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"expected numbers, got {array.dtype}")
+    if dtype is np.int64 and array.dtype.kind == "f":
+        raise ValueError(f"expected integers, got {array.dtype}")
+    return array.astype(dtype, copy=False)
+
+
+def _image_array(sequence: Any) -> np.ndarray:
+    """(L, channels, height, width) float32 in -1..1, from frames with their channels last."""
+    if len(sequence) and isinstance(sequence[0], Image.Image):
+        sequence = np.stack([np.asarray(image) for image in sequence])
+    array = np.asarray(sequence)
+    if array.ndim != 4:
+        raise ValueError(f"expected frames of shape (timesteps, height, width, channels), got shape {array.shape}")
+    scale = 255.0 if array.dtype == np.uint8 else 1.0
+    return np.moveaxis((array.astype(np.float32) / scale - 0.5) / 0.5, -1, 1)
+
+
+def _value_faults(column: str, sequences: list[np.ndarray]) -> list[str]:
+    for index, array in enumerate(sequences):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            timestep = int(np.argwhere(~np.isfinite(array))[0][0])
+            return [f"{column}: a value of row {index} at timestep {timestep} is not finite"]
+        if array.dtype.kind == "i" and array.size and array.min() < 0:
+            return [f"{column}: values must not be negative, got {array.min()} in row {index}"]
+    return []
+
+
+def _truncate(rows: Rows, truncation: bool | str, side: str, max_length: int) -> Rows:
+    if truncation in (False, "do_not_truncate"):
+        return rows
+    if truncation not in (True, "lossy", "preserve"):
+        raise ValueError(f"truncation must be True, 'lossy', 'preserve' or False, got {truncation!r}")
+    if side not in ("right", "left"):
+        raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
+    if max_length < 1:
+        raise ValueError(f"max_length leaves no room for a single timestep or token (room for {max_length})")
+
+    def chunks(array: np.ndarray) -> list[np.ndarray]:
+        if side == "right":
+            parts = [array[start : start + max_length] for start in range(0, len(array), max_length)]
+        else:
+            parts = [array[max(0, end - max_length) : end] for end in range(len(array), 0, -max_length)]
+        return parts if truncation == "preserve" else parts[:1]
+
+    return {column: [part for array in sequences for part in chunks(array)] for column, sequences in rows.items()}
+
+
+def _pad(rows: Rows, padding: bool | str, max_length: int) -> Rows:
+    if padding in (False, "do_not_pad") or not rows:
+        return rows
+    lengths = [len(array) for array in next(iter(rows.values()))]
+    if padding in (True, "longest"):
+        target = max(lengths)
+    elif padding == "max_length":
+        target = max(max_length, max(lengths))
+    else:
+        raise ValueError(f"padding must be True, 'longest', 'max_length' or False, got {padding!r}")
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.repeat(array[:1], target - len(array), axis=0)])
+
+    mask = [(np.arange(target) < length).astype(np.int64) for length in lengths]
+    return {
+        **{column: [padded(array) for array in sequences] for column, sequences in rows.items()},
+        "attention_mask": mask,
+    }
+
+
+def _as_batch(rows: Rows, return_tensors: str | None) -> dict[str, Any]:
+    """Stack rows of one length; keep others as lists unless tensors are asked for."""
+    batch: dict[str, Any] = {}
+    for column, sequences in rows.items():
+        if len({array.shape for array in sequences}) == 1:
+            stacked = np.stack(sequences)
+            batch[column] = torch.from_numpy(stacked) if return_tensors == "pt" else stacked
+        elif return_tensors is None:
+            batch[column] = sequences
+        else:
+            raise ValueError(
+                f"{column}: rows of {[len(array) for array in sequences]} timesteps cannot become one tensor: pass "
+                "padding=True"
+            )
+    return batch
+
+
+JatProcessor.register_for_auto_class()
