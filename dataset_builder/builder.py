@@ -339,7 +339,7 @@ class JatDataset(datasets.GeneratorBasedBuilder):
     JatDataset(config_name="metaworld-reach", episodes=10).download_and_prepare("DIR", file_format="parquet")
     """
 
-    BUILDER_CONFIGS = [datasets.BuilderConfig(name=task.name, description=task.instruction) for task in select_tasks()]  # noqa: RUF012
+    BUILDER_CONFIGS = [datasets.BuilderConfig(name=task.name, description=task.instruction) for task in select_tasks()]
 
     def __init__(
         self, *args: Any, episodes: int = 100, seed: int = 0, expert: str | None = None, **kwargs: Any
