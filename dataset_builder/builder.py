@@ -135,7 +135,7 @@ def write_shard(shard: Shard, path: Path) -> dict[str, Any]:
         for index, (episode, dropped) in zip(
             shard.indices, generate_episodes(shard.recipe, shard.indices), strict=True
         ):
-            writer.write(episode.row)
+            writer.write(episode.encoded_row)
             records.append(
                 {
                     "index": index,
@@ -223,12 +223,11 @@ def build(
         )
     _refuse_foreign(output, recipes, episodes)
 
-    paths = {
-        shard: path
-        for recipe in recipes
-        for shard, path in _place_shards(plan_shards(recipe, episodes), output).items()
-    }
-    open_shards = {shard: path for shard, path in paths.items() if not path.exists()}
+    paths, open_shards = {}, {}
+    for recipe in recipes:
+        placed, finished = _place_shards(plan_shards(recipe, episodes), output)
+        paths |= placed
+        open_shards |= {shard: path for shard, path in placed.items() if shard not in finished}
     total = episodes * len(recipes)
     done = total - sum(len(shard.indices) for shard in open_shards)
     with tqdm(total=total, initial=done, unit="episode", disable=not progress) as bar:
@@ -262,22 +261,22 @@ def _write_shards(shards: dict[Shard, Path], num_workers: int) -> Iterator[dict[
             executor.shutdown(cancel_futures=True)
 
 
-def _place_shards(shards: list[Shard], output: Path) -> dict[Shard, Path]:
-    """The path of every shard of a task.
+def _place_shards(shards: list[Shard], output: Path) -> tuple[dict[Shard, Path], set[Shard]]:
+    """The path of every shard of a task, and which shards are finished.
 
     Finished ones of a build of fewer episodes bear the same number but another total: they are renamed.
     """
-    folder = output / shards[0].recipe.task
-    finished = {}
-    for path in folder.glob("*.parquet"):
+    found = {}
+    for path in (output / shards[0].recipe.task).glob("*.parquet"):
         footer = read_footer(path)
-        finished[footer["split"], tuple(record["index"] for record in footer["episodes"])] = path
-    paths = {}
+        found[footer["split"], tuple(record["index"] for record in footer["episodes"])] = path
+    paths, finished = {}, set()
     for shard in shards:
         paths[shard] = path = shard.path(output, of=sum(other.split == shard.split for other in shards))
-        if (shard.split, shard.indices) in finished:
-            finished[shard.split, shard.indices].replace(path)
-    return paths
+        if (shard.split, shard.indices) in found:
+            found[shard.split, shard.indices].replace(path)
+            finished.add(shard)
+    return paths, finished
 
 
 def _refuse_foreign(output: Path, recipes: list[Recipe], episodes: int) -> None:
@@ -362,4 +361,4 @@ class JatDataset(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, recipe: Recipe, indices: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, (episode, _) in zip(indices, generate_episodes(recipe, tuple(indices)), strict=True):
-            yield index, episode.row
+            yield index, episode.encoded_row

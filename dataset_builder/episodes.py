@@ -87,6 +87,14 @@ class Episode:
         return {**observations, self.task.action_column: self.actions, "rewards": self.rewards}
 
     @property
+    def encoded_row(self) -> dict[str, Any]:
+        """The row as `datasets` stores it: images as PNG files, which lose nothing."""
+        row = self.row
+        if "image_observations" in row:
+            row["image_observations"] = [Image().encode_example(frame) for frame in row["image_observations"]]
+        return row
+
+    @property
     def total_reward(self) -> float:
         """The return: the undiscounted sum of all rewards."""
         return float(np.sum(self.rewards, dtype=np.float64))

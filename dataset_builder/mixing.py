@@ -134,7 +134,7 @@ class TaskBatches:
             task = self.tasks[rng.choice(len(self.tasks), p=self.chances)]
             lengths, window = self.windows.lengths[task], self.windows.window_lengths[task]
             rows = rng.integers(len(lengths), size=self.batch_size)
-            # From before the start of an episode: every timestep is then as likely as any other to be in the window,
-            # and episodes' beginnings are seen as such.
+            # From before the start of an episode: its first timesteps are as likely in a window as any other, up to
+            # twice as likely, and are seen as a beginning.
             starts = rng.integers(1 - window, np.maximum(lengths[rows] - window, 0) + 1).clip(min=0)
             yield [WindowKey(task, int(row), int(start)) for row, start in zip(rows, starts, strict=True)]

@@ -17,18 +17,29 @@ class ReferenceScores:
 
     expert: float | None = None
     random: float | None = None
+    random_std: float | None = None
     human: float | None = None
     jat: float | None = None
 
     def normalized(self, score: float) -> float | None:
         """(score - random) / (expert - random): 0 is random, 1 the published expert.
 
-        None where the published expert is no better than random, as on metaworld-disassemble by less than one
-        standard deviation, so that a ratio would say nothing.
+        None where the published expert is not better than random by more than random episodes vary (as on
+        metaworld-disassemble), so that a ratio would say nothing.
         """
-        if self.expert is None or self.random is None or self.expert <= self.random:
+        if self.expert is None or self.random is None or self.expert - self.random <= (self.random_std or 0.0):
             return None
         return (score - self.random) / (self.expert - self.random)
+
+
+# Columns of the file by the names of the fields.
+_COLUMNS = {
+    "expert": "expert_mean",
+    "random": "random_mean",
+    "random_std": "random_std",
+    "human": "human_mean",
+    "jat": "jat_mean",
+}
 
 
 @cache
@@ -36,10 +47,7 @@ def _table() -> dict[str, ReferenceScores]:
     with resources.files(__package__).joinpath("published_scores.csv").open(encoding="utf-8") as file:
         return {
             row["task"]: ReferenceScores(
-                **{
-                    name: float(row[f"{name}_mean"]) if row[f"{name}_mean"] else None
-                    for name in ("expert", "random", "human", "jat")
-                }
+                **{name: float(row[column]) for name, column in _COLUMNS.items() if row[column]}
             )
             for row in csv.DictReader(file)
         }

@@ -18,7 +18,8 @@ PUBLISHED_BEHAVIOUR = {
 class JatConfig(PreTrainedConfig):
     """Sizes and choices of a [`JatModelForCausalLM`].
 
-    The defaults are the published size (Gallouédec et al. 2024, arXiv 2402.09844): 193M parameters.
+    The defaults are the published size (Gallouédec et al. 2024, arXiv 2402.09844): 190M parameters, or 193M with the
+    decoder of discrete observations that the published files hold and nothing uses.
 
     Args:
         vocab_size: number of tokens. Text, discrete observations and discrete actions share them.
@@ -98,7 +99,6 @@ class JatConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         kwargs.pop("attention_layers", None)  # published files hold it beside attention_types
-        kwargs.pop("auto_map", None)  # written anew where the code is saved with the model
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

@@ -368,8 +368,12 @@ class JatContext:
             self.actions = torch.zeros(rows, dtype=torch.long, device=model.device)
 
     def reset(self, rows: Any = None) -> None:
-        """Begin a new episode in the rows of an index or boolean mask, or in all."""
-        self.timesteps[torch.as_tensor(slice(None) if rows is None else rows)] = 0
+        """Begin a new episode in the rows of a list of indices or a boolean mask, or in all."""
+        if rows is None:
+            self.timesteps.zero_()
+        else:
+            index = np.asarray(rows)
+            self.timesteps[torch.as_tensor(index if index.dtype == bool else index.astype(np.int64))] = 0
 
     def append(self, pairs: Tensor, window: int) -> Tensor:
         """Encode the next (action, observation) pair of every row.
@@ -510,6 +514,11 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.single_discrete_decoder = value
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save the model, and its code for `trust_remote_code=True`."""
+        self.config.auto_map = {"AutoModel": f"modeling_jat.{type(self).__name__}"}  # others are added by transformers
+        super().save_pretrained(save_directory, **kwargs)
 
     # Embedding
 

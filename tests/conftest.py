@@ -1,0 +1,85 @@
+"""What several tests share: the published implementation's outputs, a small data set, a small agent."""
+
+import json
+import os
+from pathlib import Path
+
+# Before anything of the Hub is imported: tests reach no network unless they start a server themselves.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+
+import modeling_jat
+import processing_jat
+from dataset_builder import get_task
+from dataset_builder.builder import build
+
+PARITY = Path(__file__).parent / "fixtures" / "parity"
+
+
+@pytest.fixture(autouse=True)
+def _hub_cache(tmp_path_factory, monkeypatch):
+    """Data sets that a test loads are cached where they are deleted with the test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
+
+
+@pytest.fixture(scope="session")
+def parity_manifest():
+    return json.loads((PARITY / "manifest.json").read_text())
+
+
+@pytest.fixture
+def parity_case():
+    """The arrays of a case by name."""
+    return lambda name: np.load(PARITY / "cases" / f"{name}.npz")
+
+
+@pytest.fixture
+def parity_model():
+    """A tiny checkpoint in the published format, by name."""
+    return lambda name: modeling_jat.JatModelForCausalLM.from_pretrained(PARITY / name, dtype=torch.float32)
+
+
+TASKS = ["metaworld-reach", "babyai-go-to-red-ball-no-dists", "mujoco-pendulum", "atari-pong"]
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """12 short episodes of a task of each domain, by random actions where an expert would take long."""
+    folder = tmp_path_factory.mktemp("data") / "jat-dataset"
+    build(TASKS[:2], folder, episodes=12, progress=False)
+    build(TASKS[2:3], folder, episodes=12, max_episode_steps=50, progress=False)
+    build(TASKS[3:], folder, episodes=12, expert="random", max_episode_steps=20, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor():
+    texts = [get_task(name).instruction for name in TASKS] + ["go to the red ball"]
+    return processing_jat.JatProcessor.from_texts(texts, vocab_size=300, model_max_length=64)
+
+
+def make_config(**kwargs):
+    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64, "window_size": 16}
+    tokens = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return modeling_jat.JatConfig(**{**sizes, **tokens, **kwargs})
+
+
+@pytest.fixture
+def make_model():
+    """A small model with random weights, always the same ones."""
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        return modeling_jat.JatModelForCausalLM(make_config(**kwargs)).eval()
+
+    return make
+
+
+@pytest.fixture
+def load_task(data_folder):
+    return lambda name, split="train": load_dataset(str(data_folder), name, split=split)

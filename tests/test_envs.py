@@ -1,0 +1,126 @@
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dataset_builder import make_env, make_vec_env, select_tasks
+
+FEW_OF_EACH = [
+    "atari-pong", "atari-breakout", "atari-mspacman",
+    "babyai-go-to-local", "babyai-boss-level", "babyai-unlock-pickup",
+    "metaworld-reach", "metaworld-assembly", "metaworld-window-open",
+    "mujoco-ant", "mujoco-pusher", "mujoco-humanoid",
+]  # fmt: skip
+SHAPES = {
+    "continuous_observation": (None, np.float32),
+    "discrete_observation": ((148,), np.int64),
+    "image_observation": ((84, 84, 4), np.uint8),
+}
+CONTINUOUS_SIZES = {"metaworld": {39}, "mujoco": {4, 8, 11, 17, 23, 27, 376}}
+
+
+def check_contract(task):
+    """Every environment keeps the promises of `dataset_builder.envs`, observation after observation."""
+    with make_env(task) as env:
+        assert isinstance(env, gymnasium.Env)
+        observation, _ = env.reset(seed=0)
+        assert tuple(observation) == tuple(sorted(env.observation_space)) or set(observation) == set(
+            task.observation_keys
+        )
+        for _ in range(3):
+            assert env.observation_space.contains(observation)
+            for key, value in observation.items():
+                if key == "text_observation":
+                    assert isinstance(value, str)
+                    continue
+                shape, dtype = SHAPES[key]
+                assert value.dtype == dtype
+                if shape is None:
+                    assert value.shape in {(size,) for size in CONTINUOUS_SIZES[task.domain]}
+                else:
+                    assert value.shape == shape
+            observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+            assert np.ndim(reward) == 0
+            assert isinstance(bool(terminated or truncated), bool)
+            if task.domain in ("babyai", "metaworld"):
+                assert type(info["success"]) is bool
+        if task.action_column == "continuous_actions":
+            assert isinstance(env.action_space, spaces.Box)
+            assert env.action_space.dtype == np.float32
+        else:
+            assert isinstance(env.action_space, spaces.Discrete)
+            assert env.action_space.n <= 18
+
+
+@pytest.mark.parametrize("task", select_tasks(FEW_OF_EACH), ids=lambda task: task.name)
+def test_contract(task):
+    check_contract(task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", select_tasks("all"), ids=lambda task: task.name)
+def test_contract_of_all(task):
+    check_contract(task)
+
+
+@pytest.mark.parametrize("task", select_tasks(FEW_OF_EACH), ids=lambda task: task.name)
+def test_an_episode_is_a_function_of_its_seed(task):
+    def play(env, seed):
+        env.action_space.seed(0)
+        observation, _ = env.reset(seed=seed)
+        trace = [observation]
+        for _ in range(20):
+            observation, reward, *_ = env.step(env.action_space.sample())
+            trace += [observation, reward]
+        return trace
+
+    with make_env(task) as env, make_env(task) as other:
+        first = play(env, 1)
+        play(env, 2)
+        again, elsewhere = play(env, 1), play(other, 1)
+    for a, b, c in zip(first, again, elsewhere, strict=True):
+        if isinstance(a, dict):
+            assert all(np.array_equal(a[key], b[key]) and np.array_equal(a[key], c[key]) for key in a)
+        else:
+            assert a == b == c
+
+
+@pytest.mark.parametrize("game", ["pong", "breakout", "space_invaders"])
+def test_atari_observations_are_those_of_the_vector_environment(game):
+    from ale_py.vector_env import AtariVectorEnv
+
+    reference = AtariVectorEnv(game, num_envs=1, noop_max=0, reward_clipping=False)
+    env = make_env("atari-" + game.replace("_", ""), noop_max=0)
+    expected, _ = reference.reset(seed=0)
+    observation, _ = env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        assert np.array_equal(np.moveaxis(expected[0], 0, -1), observation["image_observation"])
+        action = rng.integers(env.action_space.n)
+        expected, expected_reward, expected_end, *_ = reference.step(np.array([action]))
+        observation, reward, terminated, *_ = env.step(action)
+        assert (reward, terminated) == (expected_reward[0], expected_end[0])
+        if terminated:
+            break
+
+
+def test_vector_environment():
+    envs = make_vec_env("metaworld-reach", 3)
+    observation, _ = envs.reset(seed=[0, 1, 2])
+    assert observation["continuous_observation"].shape == (3, 39)
+    assert len(np.unique(observation["continuous_observation"][:, -3:], axis=0)) == 3  # a goal for each
+    before = observation["continuous_observation"].copy()
+    mask = np.array([False, True, False])
+    observation, _ = envs.reset(seed=[None, 7, None], options={"reset_mask": mask})
+    assert (observation["continuous_observation"] == before).all(axis=1).tolist() == [True, False, True]
+
+
+def test_text_subsets_have_no_environment():
+    with pytest.raises(ValueError, match="no environment"):
+        make_env("wikipedia")
+
+
+def test_max_episode_steps():
+    env = make_env("mujoco-swimmer", max_episode_steps=3)
+    env.reset(seed=0)
+    assert [env.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]

@@ -1,0 +1,142 @@
+"""The scripts of examples/ and the README's snippet, on a small agent trained here."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+from conftest import TASKS
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+SIZES = ["--hidden-size", "64", "--num-layers", "2", "--num-heads", "2", "--window", "16", "--image-window", "2"]
+TRAINING = [*SIZES, "--batch-size", "2", "--save-every", "6"]
+
+
+def run(*arguments, cwd=ROOT):
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def train_command(data_folder):
+    return [ROOT / "examples/train.py", "--data", data_folder, *TRAINING, "--steps", "12", "--output"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(train_command, tmp_path_factory):
+    """A JAT trained for a few steps on a task of each domain, where the README expects it."""
+    folder = tmp_path_factory.mktemp("examples") / "demo" / "jat"
+    output = run(*train_command, folder)
+    assert re.search(r"parameters, 4 tasks, .* timesteps of data", output)
+    return folder
+
+
+def test_training_leaves_a_model_with_its_processor_and_code(model_folder):
+    names = {path.name for path in model_folder.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
+    assert {"configuration_jat.py", "modeling_jat.py", "processing_jat.py"} <= names
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(train_command, model_folder, tmp_path):
+    """kill -9 after the first checkpoint; the same command then ends as an undisturbed training does."""
+    folder = tmp_path / "jat"
+    process = subprocess.Popen([sys.executable, *map(str, train_command), str(folder)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "checkpoint-6" / "trainer_state.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "model.safetensors").exists()
+    assert "going on from" in run(*train_command, folder)
+    resumed, undisturbed = (load_file(path / "model.safetensors") for path in (folder, model_folder))
+    assert all((resumed[name] - undisturbed[name]).abs().max() < 1e-5 for name in undisturbed)
+
+
+def test_evaluate(model_folder):
+    output = run(
+        "examples/evaluate.py", "--model", model_folder, "--tasks", *TASKS[1:3], "--episodes", "3", "--num-envs", "2"
+    )
+    assert "| task " in output
+    assert "babyai-go-to-red-ball-no-dists" in output
+    record = json.loads((model_folder / "evaluation.json").read_text())
+    assert [len(task["scores"]) for task in record["tasks"]] == [3, 3]
+    card = ModelCard.load(model_folder / "README.md")
+    assert card.data.library_name == "transformers"
+    assert "| mujoco-pendulum" in card.text
+
+
+def test_evaluate_an_expert(tmp_path):
+    output = run(
+        "examples/evaluate.py",
+        "--policy",
+        "expert",
+        "--tasks",
+        "mujoco-reacher",
+        "--episodes",
+        "3",
+        "--output",
+        tmp_path,
+    )
+    assert float(re.search(r"\| mujoco-reacher +\| +3 \| +(-\d+\.\d+)", output)[1]) > -10
+    assert (tmp_path / "evaluation.json").exists()
+
+
+def test_play(model_folder, tmp_path):
+    """What cannot be rendered on a machine is said and left out; BabyAI and Atari always can be."""
+    output = run(
+        "examples/play.py", "--model", model_folder, "--tasks", *TASKS, "--max-episode-steps", "8",
+        "--output", tmp_path / "replay.mp4",
+    )  # fmt: skip
+    assert "Episode(babyai-go-to-red-ball-no-dists" in output
+    for task in TASKS:
+        assert f"Episode({task}" in output or f"{task} is left out" in output
+    with av.open(str(tmp_path / "replay.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.codec.name == "h264"
+        assert sum(1 for _ in container.decode(stream)) == 8
+
+
+def test_quickstart(model_folder):
+    output = run("examples/quickstart.py", "--model", model_folder, "--task", "mujoco-pendulum")
+    assert re.match(r"mujoco-pendulum: return \d+\.\d+ over \d+ timesteps", output)
+
+
+def test_the_readmes_snippet(model_folder):
+    """Runs as it stands, without a network, in a folder with the demo's model."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert "demo/jat" in snippet
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    folder = model_folder.parent.parent
+    result = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "metaworld-push"], "has no data of 'metaworld-push'; it has atari-pong"),
+        (["--task-weights", "metaworld-push=2"], "--task-weights names metaworld-push"),
+        (["--tasks", "metaword-reach"], "no task matches 'metaword-reach'"),
+    ],
+)
+def test_training_refuses(train_command, tmp_path, arguments, message):
+    command = [sys.executable, *map(str, train_command), str(tmp_path / "jat"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not (tmp_path / "jat").exists()

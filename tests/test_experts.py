@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from dataset_builder import MissingExpertError, get_task, load_expert, make_env, rollout, select_tasks
+from dataset_builder.evaluation import evaluate
+from dataset_builder.experts.network import weights_path
+from dataset_builder.rollout import ExpertGaveUp, episode_seed
+from dataset_builder.scores import reference_scores
+
+TRAINED = ["mujoco-pendulum", "mujoco-doublependulum", "mujoco-reacher", "mujoco-swimmer", "mujoco-hopper"]
+
+
+def scores(task, episodes, **kwargs):
+    return evaluate(load_expert(task), task, episodes=episodes, progress=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "task", ["babyai-go-to-red-ball", "babyai-put-next", "babyai-synth-seq", "babyai-unlock-pickup"]
+)
+def test_the_bot_succeeds(task):
+    score = scores(task, 5)
+    assert score.success_rate == 1.0
+    assert score.mean > reference_scores(task).random
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", select_tasks("babyai"), ids=lambda task: task.name)
+def test_the_bot_succeeds_on_all(task):
+    score = scores(task, 20)
+    assert score.success_rate == 1.0
+    reference = reference_scores(task.name)
+    assert score.mean > (reference.random + reference.expert) / 2
+
+
+def test_the_bot_gives_up_the_same_starts_everywhere():
+    task = get_task("babyai-unlock-to-unlock")
+    env = make_env(task)
+
+    def outcomes():
+        for index in range(8):
+            try:
+                yield len(rollout(env, load_expert(task), episode_seed(task.name, index, 0)))
+            except ExpertGaveUp:
+                yield None
+
+    first = list(outcomes())
+    assert None in first
+    assert any(first)
+    assert list(outcomes()) == first
+
+
+@pytest.mark.parametrize("task", ["metaworld-reach", "metaworld-drawer-open", "metaworld-assembly"])
+def test_scripts_succeed(task):
+    assert scores(task, 3).success_rate == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", select_tasks("metaworld"), ids=lambda task: task.name)
+def test_scripts_succeed_on_all(task):
+    assert scores(task, 10).success_rate >= 0.5
+
+
+@pytest.mark.parametrize("task", TRAINED)
+def test_trained_networks_beat_the_published_expert(task):
+    assert scores(task, 5).mean > reference_scores(task).expert
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TRAINED)
+def test_trained_networks_beat_the_published_expert_over_100_episodes(task):
+    assert scores(task, 100).mean >= reference_scores(task).expert
+
+
+@pytest.mark.parametrize("task", TRAINED)
+def test_trained_networks_say_how_they_were_made(task):
+    with safe_open(weights_path(get_task(task)), "numpy") as file:
+        metadata = file.metadata()
+    assert metadata["task"] == task
+    assert metadata["algorithm"].startswith("PPO")
+    assert {"hyperparameters", "timesteps", "seed", "command", "versions"} <= set(metadata)
+    assert weights_path(get_task(task)).stat().st_size < 100_000
+
+
+def test_the_planner_leaves_the_emulator_as_it_was():
+    env = make_env("atari-breakout")
+    observation, _ = env.reset(seed=0)
+    planner = load_expert("atari-breakout")
+    planner.reset(env, seed=0)
+    before = env.unwrapped.ale.getRAM().copy()
+    action = planner.act(observation, None)
+    assert np.array_equal(env.unwrapped.ale.getRAM(), before)
+    assert env.action_space.contains(action)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "steps", "at_least"),
+    [("atari-pong", 600, 1), ("atari-boxing", 600, 20), ("atari-freeway", 600, 3), ("atari-breakout", 300, 5)],
+)
+def test_the_planner_plays(task, steps, at_least):
+    assert scores(task, 1, max_episode_steps=steps).mean >= at_least
+
+
+def test_random_actions_come_from_the_seed():
+    env = make_env("mujoco-swimmer", max_episode_steps=5)
+    policy = load_expert("mujoco-swimmer", "random")
+    first, again, other = (rollout(env, policy, seed).actions for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_missing_and_unknown_experts():
+    with pytest.raises(MissingExpertError, match=r"mujoco-humanoid has no weights at .*train them with"):
+        load_expert("mujoco-humanoid")
+    with pytest.raises(MissingExpertError, match="needs an Atari emulator"):
+        load_expert("mujoco-hopper", "planner")
+    with pytest.raises(MissingExpertError, match="wikipedia has no expert"):
+        load_expert("wikipedia")
+    with pytest.raises(ValueError, match=r"unknown expert 'oracle'.*expected one of bot"):
+        load_expert("mujoco-hopper", "oracle")

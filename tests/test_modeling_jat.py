@@ -1,0 +1,432 @@
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import PARITY, make_config
+from gymnasium import spaces
+from transformers import AutoModel, AutoModelForCausalLM
+
+from modeling_jat import JatConfig, JatModelForCausalLM
+
+HIDDEN_TOLERANCE, LOSS_TOLERANCE = 3e-5, 1e-5
+TRAJECTORY_VARIANTS = [
+    *((case, variant) for case in ("a_continuous",) for variant in ("none", "mask", "weight", "mask_weight", "noloss")),
+    *(("b_discrete", variant) for variant in ("ones", "noloss")),
+    *(("b_discrete_masked", variant) for variant in ("mask", "mask_weight")),
+    *(("c_image", variant) for variant in ("ones", "mask", "mask_weight", "noloss")),
+]
+
+
+class TestParity:
+    """Published checkpoints give the published outputs, see tests/fixtures/parity."""
+
+    @pytest.mark.parametrize(("case", "variant"), TRAJECTORY_VARIANTS)
+    @torch.no_grad()
+    def test_trajectories(self, parity_model, parity_case, case, variant):
+        arrays = parity_case(case)
+        inputs = {
+            key.split(".")[-1]: torch.from_numpy(arrays[key])
+            for key in arrays.files
+            if key.startswith(("in.", f"{variant}.in."))
+        }
+        outputs = parity_model("tiny")(**inputs, return_loss=variant != "noloss", output_hidden_states=True)
+        batch, length = inputs["rewards"].shape
+        real = inputs.get("attention_mask", torch.ones(batch, length)).bool()
+        compared = 0
+        for key in arrays.files:
+            name = key.removeprefix(f"{variant}.")
+            if name == key or name.startswith("in."):
+                continue
+            if name.endswith("loss"):
+                if variant == "noloss":  # published: the constant 0.0 for discrete observations
+                    assert outputs.get(name) is None
+                    continue
+                assert outputs[name].item() == pytest.approx(arrays[key].item(), abs=LOSS_TOLERANCE)
+            else:
+                actual = outputs.hidden_states[-1] if name == "last_hidden_state" else outputs[name]
+                mask = real.repeat_interleave(actual.shape[1] // length, dim=1)
+                torch.testing.assert_close(
+                    actual[mask], torch.from_numpy(arrays[key])[mask], atol=HIDDEN_TOLERANCE, rtol=0
+                )
+            compared += 1
+        assert compared >= 2
+
+    @pytest.mark.parametrize("case", ["a_continuous", "b_discrete", "c_image"])
+    @torch.no_grad()
+    def test_embeddings(self, parity_model, parity_case, case):
+        arrays = parity_case(case)
+        inputs = {key[3:]: torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith("in.")}
+        model = parity_model("tiny")
+        tokens = torch.stack([model.embed_observations(inputs), model.embed_actions(inputs)], dim=2).flatten(1, 2)
+        torch.testing.assert_close(tokens, torch.from_numpy(arrays["inputs_embeds"]), atol=HIDDEN_TOLERANCE, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("variant", "mask"), [("none", None), ("mask", "attention_mask"), ("left_mask", "left_mask")]
+    )
+    @torch.no_grad()
+    def test_text(self, parity_model, parity_case, variant, mask):
+        arrays = parity_case("d_text")
+        input_ids = torch.from_numpy(arrays["in.input_ids"])
+        mask = torch.from_numpy(arrays[f"in.{mask}"]) if mask else None
+        outputs = parity_model("tiny")(input_ids=input_ids, attention_mask=mask)
+        real = torch.ones_like(input_ids).bool() if mask is None else mask.bool()
+        expected = torch.from_numpy(arrays[f"{variant}.logits"])
+        torch.testing.assert_close(outputs.logits[real], expected[real], atol=HIDDEN_TOLERANCE, rtol=0)
+        if variant == "left_mask":
+            # The published loss also counts each row's first real token, predicted from padding. Ours does not: it is
+            # the published logits' loss over the tokens that follow a real one.
+            predicted = real[:, 1:] & real[:, :-1]
+            loss = torch.nn.functional.cross_entropy(expected[:, :-1][predicted], input_ids[:, 1:][predicted])
+        else:
+            loss = torch.from_numpy(arrays[f"{variant}.loss"])
+        assert outputs.loss.item() == pytest.approx(loss.item(), abs=LOSS_TOLERANCE)
+
+    @torch.no_grad()
+    def test_text_of_full_length(self, parity_model, parity_case):
+        arrays = parity_case("d_text")
+        outputs = parity_model("tiny")(input_ids=torch.from_numpy(arrays["in.input_ids_64"]))
+        assert outputs.loss.item() == pytest.approx(arrays["full.loss"].item(), abs=LOSS_TOLERANCE)
+        np.testing.assert_allclose(outputs.logits[:, -4:], arrays["full.logits_last4"], atol=HIDDEN_TOLERANCE)
+
+    @pytest.mark.parametrize("variant", ["none", "mask"])
+    @torch.no_grad()
+    def test_image_and_text(self, parity_model, parity_case, variant):
+        arrays = parity_case("e_pixels_text")
+        mask = torch.from_numpy(arrays["in.attention_mask"]) if variant == "mask" else None
+        outputs = parity_model("tiny_vision")(
+            input_ids=torch.from_numpy(arrays["in.input_ids"]),
+            pixel_values=torch.from_numpy(arrays["in.pixel_values"]),
+            attention_mask=mask,
+        )
+        assert outputs.loss.item() == pytest.approx(arrays[f"{variant}.loss"].item(), abs=LOSS_TOLERANCE)
+        real = np.ones((2, 25), bool)
+        if mask is not None:
+            real[:, 1:] = mask
+        last, first = arrays[f"{variant}.logits_last25"], arrays[f"{variant}.logits_first2"]
+        np.testing.assert_allclose(outputs.logits[:, -25:].numpy()[real], last[real], atol=HIDDEN_TOLERANCE)
+        np.testing.assert_allclose(outputs.logits[:, :2], first, atol=HIDDEN_TOLERANCE)
+
+    @torch.no_grad()
+    def test_image_alone_and_text_alone(self, parity_model, parity_case):
+        arrays = parity_case("e_pixels_text")
+        model = parity_model("tiny_vision")
+        pixel_values = torch.from_numpy(arrays["in.pixel_values"])
+        outputs = model(pixel_values=pixel_values, return_loss=False)
+        np.testing.assert_allclose(outputs.logits[:, -2:], arrays["image_only.logits_last2"], atol=HIDDEN_TOLERANCE)
+        patches = model.vit_encoder(pixel_values)[:, :3]
+        np.testing.assert_allclose(patches, arrays["patch_embeddings_first3"], atol=HIDDEN_TOLERANCE)
+        outputs = model(input_ids=torch.from_numpy(arrays["in.input_ids"]))
+        assert outputs.loss.item() == pytest.approx(arrays["text_only.loss"].item(), abs=LOSS_TOLERANCE)
+
+    def test_acting(self, parity_model, parity_case):
+        """The first 31 steps; after that the published cache gives every token the same positions, and ours forgets."""
+        arrays = parity_case("f_rollout_continuous")
+        model = parity_model("tiny")
+        model.reset(spaces.Box(-100, 100, (4,)))  # wide: the published agent does not clip
+        for t in range(31):
+            inputs = {
+                "continuous_observations": torch.from_numpy(arrays["in.continuous_observation"][None, None, t]).float(),
+                "rewards": torch.from_numpy(np.nan_to_num(arrays["in.reward"][None, None, t])).float(),
+            }
+            action = model.get_next_action(inputs)
+            np.testing.assert_allclose(action, arrays["cwNone.action"][t], atol=HIDDEN_TOLERANCE)
+
+    @pytest.mark.parametrize("prompt", ["0", "1", "2", "batch"])
+    def test_generation(self, parity_model, parity_case, prompt):
+        arrays = parity_case("g_generate_text")
+        input_ids = torch.from_numpy(arrays[f"in.input_ids.{prompt}"])
+        generated = parity_model("tiny").generate(
+            input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=20, do_sample=False, pad_token_id=511
+        )
+        assert np.array_equal(generated, arrays[f"generated.{prompt}"])
+
+    def test_published_files_get_published_behaviour(self):
+        published = JatConfig.from_pretrained(PARITY / "tiny")
+        assert published.discrete_loss_weighting == "batch_mean"
+        assert published.action_feedback == "predicted"
+        assert not published.image_rewards
+
+    def test_weights_are_all_used(self):
+        _, info = AutoModel.from_pretrained(PARITY / "tiny", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["mismatched_keys"]
+        assert not info["unexpected_keys"]
+
+
+class TestConfig:
+    def test_published_size(self):
+        """193M as published, of which 2.5M are a decoder that nothing uses; ours is without it."""
+        with torch.device("meta"):
+            model = JatModelForCausalLM(JatConfig.small(image_rewards=False))
+        unused_decoder = 768 * 3180 + 3180 + 15 * 768 + 768 + 768 * 8
+        assert round((model.num_parameters() + unused_decoder) / 1e6) == 193
+
+    def test_round_trip_keeps_behaviour(self, tmp_path):
+        make_config().save_pretrained(tmp_path)
+        loaded = JatConfig.from_pretrained(tmp_path)
+        assert loaded.discrete_loss_weighting == "per_timestep"
+        assert loaded.image_rewards
+        assert loaded.action_feedback == "executed"
+        assert loaded.attention_layers == ["global", "local"]
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"hidden_size": 65}, r"hidden_size \(65\) must be divisible by num_heads \(2\)"),
+            ({"attention_types": [[["global"], 3]]}, "describe 3 layers, expected num_layers = 2"),
+            ({"attention_types": [[["global", "near"], 1]]}, "'global' and 'local' only"),
+            ({"patch_size": 15}, "divisible by patch_size"),
+            ({"action_feedback": "none"}, "'executed' or 'predicted'"),
+        ],
+    )
+    def test_sizes_that_do_not_fit_are_refused(self, wrong, message):
+        with pytest.raises(Exception, match=message):
+            make_config(**wrong)
+
+
+def continuous_batch(batch=2, length=6, size=5, actions=3):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "continuous_observations": torch.randn(batch, length, size, generator=generator),
+        "continuous_actions": torch.randn(batch, length, actions, generator=generator),
+        "rewards": torch.randn(batch, length, generator=generator),
+    }
+
+
+def discrete_batch(batch=2, length=6):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "discrete_observations": torch.randint(0, 10, (batch, length, 212), generator=generator),
+        "discrete_actions": torch.randint(0, 7, (batch, length), generator=generator),
+        "rewards": torch.randn(batch, length, generator=generator),
+    }
+
+
+def image_batch(batch=2, length=3):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image_observations": torch.rand(batch, length, 4, 84, 84, generator=generator) * 2 - 1,
+        "discrete_actions": torch.randint(0, 6, (batch, length), generator=generator),
+        "rewards": torch.randn(batch, length, generator=generator),
+    }
+
+
+KINDS = {"continuous": continuous_batch, "discrete": discrete_batch, "image": image_batch}
+
+
+class TestForward:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_kind_learns(self, make_model, kind):
+        model, batch = make_model(), KINDS[kind]()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        losses = []
+        for _ in range(10):
+            loss = model(**batch).loss
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert losses[-1] < 0.8 * losses[0]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @torch.no_grad()
+    def test_padding_changes_nothing(self, make_model, kind):
+        model, batch = make_model(), KINDS[kind]()
+        length = batch["rewards"].shape[1]
+        padded = {key: torch.cat([value, value[:, :2]], dim=1) for key, value in batch.items()}
+        mask = torch.arange(length + 2).expand(2, -1) < length
+        plain, masked = model(**batch), model(**padded, attention_mask=mask.long())
+        torch.testing.assert_close(masked.loss, plain.loss)
+        torch.testing.assert_close(masked.pred_actions[:, :length], plain.pred_actions, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @torch.no_grad()
+    def test_loss_weights_are_per_timestep(self, make_model, kind):
+        model, batch = make_model(), KINDS[kind]()
+        weight = torch.zeros_like(batch["rewards"])
+        weight[:, 0] = 3.0
+        first = {key: value[:, :1] for key, value in batch.items()}
+        weighted, alone = model(**batch, loss_weight=weight), model(**first)
+        length = weight.shape[1]
+        torch.testing.assert_close(weighted.action_loss, 3 * alone.action_loss / length)
+
+    @torch.no_grad()
+    def test_a_single_timestep_has_no_observation_loss(self, make_model):
+        outputs = make_model()(**continuous_batch(length=1))
+        assert outputs.observation_loss == 0
+        assert torch.isfinite(outputs.loss)
+
+    @torch.no_grad()
+    def test_actions_do_not_see_the_future(self, make_model):
+        model, batch = make_model(), continuous_batch()
+        changed = {key: value.clone() for key, value in batch.items()}
+        changed["continuous_observations"][:, 4:] += 1
+        changed["continuous_actions"][:, 3:] += 1
+        torch.testing.assert_close(model(**changed).pred_actions[:, :4], model(**batch).pred_actions[:, :4])
+
+    @torch.no_grad()
+    def test_rewards_reach_every_kind(self, make_model):
+        model = make_model()
+        for batch in (continuous_batch(), discrete_batch(), image_batch()):
+            other = {**batch, "rewards": batch["rewards"] + 1}
+            assert not torch.allclose(model(**other).pred_actions, model(**batch).pred_actions)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @torch.no_grad()
+    def test_eager_and_sdpa_agree(self, make_model, kind):
+        model, batch = make_model(window_size=4), KINDS[kind]()
+        mask = torch.ones_like(batch["rewards"]).long()
+        mask[1, 2:] = 0
+        sdpa = model(**batch, attention_mask=mask)
+        model.set_attn_implementation("eager")
+        eager = model(**batch, attention_mask=mask)
+        real = mask.bool()
+        torch.testing.assert_close(eager.pred_actions[real], sdpa.pred_actions[real], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(eager.loss, sdpa.loss)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda batch: batch.pop("rewards"), "rewards of shape .* are required"),
+            (
+                lambda batch: batch.pop("continuous_actions"),
+                "expected one of continuous_actions, discrete_actions, got none",
+            ),
+            (lambda batch: batch.update(discrete_batch()), "got continuous_observations, discrete_observations"),
+            (lambda batch: batch.update(continuous_observations=torch.zeros(2, 6, 377)), "at most 377 values"),
+            (
+                lambda batch: batch.update(continuous_batch(length=33)),
+                "66 tokens does not fit the model's 64 positions",
+            ),
+        ],
+    )
+    def test_wrong_inputs_are_refused(self, make_model, change, message):
+        batch = continuous_batch()
+        change(batch)
+        with pytest.raises(ValueError, match=message):
+            make_model()(**batch)
+
+
+def acting_inputs(rows, t):
+    generator = torch.Generator().manual_seed(t)
+    observations = torch.randn(8, 1, 5, generator=generator)
+    rewards = torch.randn(8, 1, generator=generator)
+    return {"continuous_observations": observations[rows], "rewards": rewards[rows]}
+
+
+class TestActing:
+    @torch.no_grad()
+    def test_acting_is_the_forward_pass_step_by_step(self, make_model):
+        model = make_model()
+        space = spaces.Box(-0.01, 0.01, (3,))  # tight: what is executed is not what is predicted
+        model.reset(space)
+        steps = [acting_inputs([0], t) for t in range(20)]
+        actions = torch.stack([torch.from_numpy(model.get_next_action(step)) for step in steps])
+        assert actions.abs().max() <= 0.01
+        batch = {key: torch.cat([step[key] for step in steps], dim=1) for key in steps[0]}
+        batch["rewards"][:, 0] = 0
+        predicted = model(**batch, continuous_actions=actions[None]).pred_actions[0]
+        torch.testing.assert_close(actions, predicted.clamp(-0.01, 0.01), atol=1e-6, rtol=0)
+
+    def test_a_batch_is_so_many_single_agents(self, make_model):
+        """Rows that reset on their own, past a full window, act as agents of their own."""
+        model = make_model(max_position_embeddings=16)
+        space = spaces.Box(-1, 1, (3,))
+        resets = {0: (4,), 1: (4, 9), 2: ()}
+        batch = model.reset(space, num_envs=3)
+        batched = []
+        for t in range(25):
+            batch.reset([row for row, times in resets.items() if t in times])
+            batched.append(model.get_next_action(acting_inputs([0, 1, 2], t), batch))
+        for row, times in resets.items():
+            single = model.reset(space)
+            for t in range(25):
+                if t in times:
+                    single.reset()
+                action = model.get_next_action(acting_inputs([row], t), single)
+                np.testing.assert_allclose(action, batched[t][row], atol=1e-5)
+
+    @pytest.mark.parametrize("window", [1, 2, 5])
+    @torch.no_grad()
+    def test_past_the_window_the_newer_half_is_remembered(self, make_model, window):
+        model = make_model()
+        context = model.reset(spaces.Box(-1, 1, (3,)))
+        steps = [acting_inputs([0], t) for t in range(12)]
+        steps[0]["rewards"][:] = 0
+        actions, first = [], 0
+        for t, step in enumerate(steps):
+            if t - first == window:
+                first = t - window // 2
+            action = model.get_next_action(step, context, context_window=window)
+            actions.append(torch.from_numpy(action)[None, None])
+            seen = {key: torch.cat([step[key] for step in steps[first : t + 1]], dim=1) for key in step}
+            expected = model(**seen, continuous_actions=torch.cat(actions[first:], dim=1)).pred_actions[0, -1]
+            np.testing.assert_allclose(action, expected.clamp(-1, 1), atol=1e-6)
+
+    def test_discrete_actions(self, make_model):
+        model = make_model()
+        inputs = {"discrete_observations": torch.zeros(1, 1, 212, dtype=torch.long), "rewards": torch.zeros(1, 1)}
+        model.reset(spaces.Discrete(3))
+        likeliest = model.get_next_action(inputs, deterministic=True)
+        assert type(likeliest) is int
+        torch.manual_seed(0)
+        sampled = set()
+        for _ in range(50):
+            model.reset(spaces.Discrete(3))
+            sampled.add(model.get_next_action(inputs))
+        assert sampled == {0, 1, 2}
+
+    def test_errors(self, make_model):
+        model, other = make_model(), make_model()
+        inputs = acting_inputs([0], 0)
+        with pytest.raises(ValueError, match=r"model\.reset"):
+            model.get_next_action(inputs)
+        context = model.reset(spaces.Box(-1, 1, (3,)), num_envs=2)
+        with pytest.raises(ValueError, match="expected observations of 2 environments, got 1"):
+            model.get_next_action(inputs)
+        with pytest.raises(ValueError, match="another model"):
+            other.get_next_action(inputs, context)
+        model.reset(spaces.Box(-1, 1, (3,)))
+        with pytest.raises(ValueError, match="context_window must be at least 1"):
+            model.get_next_action(inputs, context_window=0)
+
+
+class TestSaving:
+    def test_round_trip(self, make_model, tmp_path):
+        model, batch = make_model(), continuous_batch()
+        model.save_pretrained(tmp_path)
+        for auto_class in (AutoModel, AutoModelForCausalLM):
+            loaded = auto_class.from_pretrained(tmp_path)
+            assert type(loaded) is JatModelForCausalLM
+            assert torch.equal(loaded(**batch).pred_actions, model(**batch).pred_actions)
+
+    def test_remote_code_needs_no_package(self, make_model, processor, tmp_path):
+        """The saved folder acts the same in a process that cannot import the packages."""
+        model = make_model()
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        observation = np.linspace(-1, 1, 5, dtype=np.float32)
+        model.reset(spaces.Box(-1, 1, (3,)))
+        expected = model.get_next_action(processor({"continuous_observation": observation}))
+        script = f"""
+            import sys
+            sys.modules.update(dict.fromkeys(["modeling_jat", "processing_jat", "dataset_builder"]))
+            import numpy as np
+            from gymnasium import spaces
+            from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+            for auto_class in (AutoModel, AutoModelForCausalLM):
+                model = auto_class.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+            processor = AutoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+            model.reset(spaces.Box(-1, 1, (3,)))
+            observation = np.linspace(-1, 1, 5, dtype=np.float32)
+            print(model.get_next_action(processor({{"continuous_observation": observation}})).tolist())
+        """
+        result = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        np.testing.assert_allclose(json.loads(result.stdout.splitlines()[-1]), expected, atol=1e-6)

@@ -1,0 +1,236 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import PARITY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoProcessor
+
+from dataset_builder import make_env
+from processing_jat import JatProcessor
+
+PARITY_CALLS = [
+    (case, call)
+    for case, details in json.loads((PARITY / "manifest.json").read_text()).items()
+    if case.startswith("p_")
+    for call in details["meta"]["calls"]
+]
+
+
+@pytest.mark.parametrize(("case", "call"), PARITY_CALLS)
+def test_parity(parity_case, parity_manifest, case, call):
+    arrays = parity_case(case)
+    inputs = {}
+    for key in arrays.files:
+        if key.startswith("in."):
+            _, column, *episode = key.split(".")
+            values = arrays[key].tolist() if arrays[key].dtype.kind == "U" else arrays[key]
+            inputs[column] = [*inputs.get(column, []), values] if episode else values
+    published = AutoProcessor.from_pretrained(PARITY / "tiny")
+    batch = published(**inputs, **parity_manifest[case]["meta"]["calls"][call])
+    expected = [key for key in arrays.files if key.startswith(f"{call}.")]
+    assert expected
+    for key in expected:
+        _, column, *row = key.split(".")
+        actual = batch[column][int(row[0])] if row else batch[column]
+        assert actual.dtype == arrays[key].dtype
+        assert np.array_equal(actual, arrays[key])
+
+
+def test_published_image_preprocessing(parity_case):
+    arrays = parity_case("e_pixels_text")
+    published = AutoProcessor.from_pretrained(PARITY / "tiny_vision")
+    batch = published(images=list(arrays["in.images_uint8"]), text=["a", "b"], padding=True, return_tensors="np")
+    assert np.array_equal(batch["pixel_values"], arrays["in.pixel_values"])
+
+
+class TestTimestep:
+    @pytest.mark.parametrize(
+        ("task", "column", "shape"),
+        [
+            ("metaworld-reach", "continuous_observations", (1, 1, 39)),
+            ("babyai-go-to-local", "discrete_observations", (1, 1, 212)),
+            ("atari-pong", "image_observations", (1, 1, 4, 84, 84)),
+        ],
+    )
+    def test_one_environment(self, processor, task, column, shape):
+        with make_env(task) as env:
+            inputs = processor(env.reset(seed=0)[0], reward=1.5)
+        assert set(inputs) == {column, "rewards"}
+        assert inputs[column].shape == shape
+        assert inputs["rewards"].tolist() == [[1.5]]
+        assert all(isinstance(value, torch.Tensor) for value in inputs.values())
+
+    def test_several_environments(self, processor):
+        observation = {
+            "discrete_observation": np.zeros((3, 148), np.int64),
+            "text_observation": ["go to the red ball", "go to", "go to the red ball"],
+        }
+        inputs = processor(observation, reward=np.array([0.0, 1.0, 2.0]))
+        assert inputs["discrete_observations"].shape == (3, 1, 212)
+        assert inputs["rewards"].tolist() == [[0.0], [1.0], [2.0]]
+        assert torch.equal(inputs["discrete_observations"][0], inputs["discrete_observations"][2])
+        assert not torch.equal(inputs["discrete_observations"][0], inputs["discrete_observations"][1])
+
+    def test_no_reward_is_zero(self, processor):
+        assert processor({"continuous_observation": np.zeros(3)})["rewards"].tolist() == [[0.0]]
+
+    def test_pixels_are_scaled_as_published(self, processor):
+        frames = np.zeros((84, 84, 4), np.uint8)
+        frames[..., 0] = 255
+        image = processor({"image_observation": frames})["image_observations"][0, 0]
+        assert image[0].unique().tolist() == [1.0]
+        assert image[1:].unique().tolist() == [-1.0]
+
+    def test_a_long_mission_is_cut(self, processor):
+        observation = {"discrete_observation": np.zeros(148, np.int64), "text_observation": "go to the red ball " * 40}
+        assert processor(observation)["discrete_observations"].shape == (1, 1, 212)
+
+    @pytest.mark.parametrize(
+        ("observation", "message"),
+        [
+            ({"position": np.zeros(3)}, r"unknown observation keys \['position'\]"),
+            ({"continuous_observation": np.array([0.0, np.nan])}, "row 0 at timestep 0 is not finite"),
+            ({"continuous_observation": np.zeros(377)}, "at most 376 values a timestep, got 377"),
+            ({"continuous_observation": np.zeros((2, 2, 2))}, r"must have 1 dimensions.*got shape \(2, 2, 2\)"),
+            ({"continuous_observation": np.array(["a"])}, "expected numbers"),
+            ({"discrete_observation": np.array([0.5])}, "expected integers, got float64"),
+            ({"discrete_observation": np.array([-1])}, "must not be negative"),
+            ({"discrete_observation": np.zeros(213, int)}, "at most 212 values a timestep, got 213"),
+            ({"text_observation": "go"}, "need discrete_observations"),
+            ({"image_observation": np.zeros((84, 84))}, "must have 3 dimensions"),
+        ],
+    )
+    def test_wrong_observations_are_refused(self, processor, observation, message):
+        with pytest.raises(ValueError, match=message):
+            processor(observation)
+
+
+def trajectory(length, size=3, actions=2):
+    rng = np.random.default_rng(length)
+    return {
+        "continuous_observations": rng.normal(size=(length, size)).astype(np.float32),
+        "continuous_actions": rng.normal(size=(length, actions)).astype(np.float32),
+        "rewards": rng.normal(size=length).astype(np.float32),
+    }
+
+
+def batch_of(lengths):
+    rows = [trajectory(length) for length in lengths]
+    return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+class TestSequences:
+    @settings(deadline=None, max_examples=50)
+    @given(
+        lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+        max_length=st.integers(2, 60),
+        side=st.sampled_from(["right", "left"]),
+    )
+    def test_preserve_loses_nothing(self, processor, lengths, max_length, side):
+        """Truncation into further rows and padding hold every timestep exactly once."""
+        batch = batch_of(lengths)
+        result = processor(
+            **batch,
+            truncation="preserve",
+            truncation_side=side,
+            padding=True,
+            max_length=max_length,
+            return_tensors="np",
+        )
+        mask = result["attention_mask"].astype(bool)
+        assert mask.shape[1] <= max_length // 2
+        assert mask.sum() == sum(lengths)
+        assert (np.diff(result["attention_mask"], axis=1) <= 0).all()  # padding stands at the end
+        for column in batch:
+            kept = result[column][mask].reshape(mask.sum(), -1)
+            given_rows = np.concatenate(batch[column]).reshape(mask.sum(), -1)
+            assert np.array_equal(np.sort(kept, axis=0), np.sort(given_rows, axis=0))
+
+    @settings(deadline=None, max_examples=50)
+    @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4), max_length=st.integers(2, 60))
+    def test_padding_to_max_length(self, processor, lengths, max_length):
+        result = processor(**batch_of(lengths), truncation=True, padding="max_length", max_length=max_length)
+        assert result["rewards"].shape == (len(lengths), max_length // 2)
+        assert result["attention_mask"].sum(axis=1).tolist() == [min(length, max_length // 2) for length in lengths]
+
+    def test_a_row_of_a_data_set(self, processor, load_task):
+        row = load_task("babyai-go-to-red-ball-no-dists")[0]
+        result = processor(**{column: [values] for column, values in row.items()}, return_tensors="pt")
+        assert result["discrete_observations"].shape == (1, len(row["rewards"]), 212)
+        assert result["discrete_actions"].dtype == torch.int64
+
+    def test_images_of_a_data_set(self, processor, load_task):
+        row = load_task("atari-pong")[0]
+        assert isinstance(row["image_observations"][0], Image.Image)
+        result = processor(**{column: [values] for column, values in row.items()}, return_tensors="pt")
+        assert result["image_observations"].shape == (1, 20, 4, 84, 84)
+
+    def test_pad_collates_rows(self, processor):
+        result = processor.pad([trajectory(3), trajectory(5)])
+        assert result["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+        assert result["continuous_observations"].shape == (2, 5, 3)
+
+    def test_pad_refuses_a_mix(self, processor):
+        other = {
+            "discrete_observations": np.zeros((3, 5), int),
+            "discrete_actions": np.zeros(3, int),
+            "rewards": np.zeros(3),
+        }
+        with pytest.raises(ValueError, match="rows of one kind, got rows with the columns"):
+            processor.pad([trajectory(3), other])
+        with pytest.raises(ValueError, match="empty batch"):
+            processor.pad([])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda batch: batch.pop("rewards"), "rewards are missing beside continuous_observations"),
+            (lambda batch: batch.update(rewards=batch["rewards"][:1]), "different numbers of rows"),
+            (lambda batch: batch.update(rewards=[batch["rewards"][0], batch["rewards"][1][:2]]), "row 1 is ragged"),
+            (lambda batch: batch["continuous_actions"].__setitem__(1, np.zeros((5, 3))), "rows have different sizes"),
+            (lambda batch: batch["rewards"][1].__setitem__(2, np.inf), "row 1 at timestep 2 is not finite"),
+            (lambda batch: batch.update(text="go"), "a batch holds trajectories or text"),
+            (lambda batch: batch.update(padding=False), r"rows of \[3, 5\] timesteps cannot become one tensor"),
+            (lambda batch: batch.update(padding="widest"), "padding must be"),
+            (lambda batch: batch.update(truncation="first"), "truncation must be"),
+            (lambda batch: batch.update(truncation=True, max_length=1), "leaves no room"),
+        ],
+    )
+    def test_wrong_batches_are_refused(self, processor, change, message):
+        batch = {**batch_of([3, 5]), "padding": True, "return_tensors": "pt"}
+        change(batch)
+        with pytest.raises(ValueError, match=message):
+            processor(**batch)
+
+    def test_every_fault_is_named_at_once(self, processor):
+        batch = batch_of([3, 5])
+        batch["continuous_observations"][0][0, 0] = np.nan
+        batch["continuous_actions"][1] = batch["continuous_actions"][1][:4]
+        with pytest.raises(ValueError, match=r"row 1 is ragged.*continuous_observations: a value of row 0"):
+            processor(**batch)
+
+    def test_nothing(self, processor):
+        with pytest.raises(ValueError, match="nothing to process"):
+            processor()
+
+
+def test_image_and_text(processor):
+    image = Image.new("RGB", (300, 200), "red")
+    batch = processor(images=[image], text=["go to the red ball"], return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 224, 224)
+    assert processor.batch_decode(batch["input_ids"]) == ["go to the red ball"]
+    with pytest.raises(ValueError, match="2 images and 1 texts"):
+        processor(images=[image, image], text=["go"], return_tensors="pt")
+
+
+def test_round_trip(processor, tmp_path):
+    changed = JatProcessor(processor.image_processor, processor.tokenizer, mission_length=32, max_discrete_size=180)
+    changed.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert (loaded.mission_length, loaded.max_discrete_size) == (32, 180)
+    observation = {"discrete_observation": np.zeros(148, np.int64), "text_observation": "go to the red ball"}
+    assert torch.equal(loaded(observation)["discrete_observations"], changed(observation)["discrete_observations"])
