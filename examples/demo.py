@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-TASKS = ["babyai-go-to-red-ball-no-dists", "metaworld-reach", "mujoco-swimmer", "atari-pong"]
+TASKS = ["babyai-go-to-red-ball-no-dists", "metaworld-reach", "mujoco-reacher", "atari-pong"]
 # Episodes of each; those of Pong are short, for its planner takes its time: too little data to learn the game.
-EPISODES = {"babyai-go-to-red-ball-no-dists": 400, "metaworld-reach": 100, "mujoco-swimmer": 40, "atari-pong": 4}
+EPISODES = {"babyai-go-to-red-ball-no-dists": 400, "metaworld-reach": 100, "mujoco-reacher": 400, "atari-pong": 4}
 PONG_STEPS = 200
 TRAINING = """
     --hidden-size 128 --num-layers 4 --num-heads 4 --window 64 --image-window 8
-    --steps 1000 --gradient-accumulation 2 --task-weights metaworld-reach=2 atari-pong=0.1
+    --steps 1400 --gradient-accumulation 2 --task-weights metaworld-reach=2 atari-pong=0.1
 """.split()
 
 

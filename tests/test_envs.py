@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -124,3 +128,10 @@ def test_max_episode_steps():
     env = make_env("mujoco-swimmer", max_episode_steps=3)
     env.reset(seed=0)
     assert [env.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]
+
+
+def test_a_machine_that_cannot_render_says_so():
+    code = "from dataset_builder.envs import rendering_problem; print(rendering_problem('mujoco-swimmer'))"
+    environment = {**os.environ, "MUJOCO_GL": "glfw"} | {"DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "Error" in result.stdout
