@@ -55,6 +55,12 @@ class Collator:
         return batch
 
 
+def has_fast_bf16() -> bool:
+    """Accelerators are, and processors with instructions for it."""
+    capabilities = torch.cpu.get_capabilities()
+    return torch.accelerator.is_available() or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def load_tasks(data: str, patterns: list[str] | None) -> dict[str, Dataset]:
     """The training split of every task of a folder or repository that the patterns name."""
     available = get_dataset_config_names(data)
@@ -123,7 +129,9 @@ def main() -> None:
     parser.add_argument("--gradient-accumulation", type=int, default=1, help="batches, of a task each, in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, help="default: where the processor is fast at it"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -153,7 +161,7 @@ def main() -> None:
             warmup_steps=math.ceil(0.03 * args.steps),
             weight_decay=0.01,
             max_grad_norm=1.0,
-            bf16=args.bf16,
+            bf16=has_fast_bf16() if args.bf16 is None else args.bf16,
             use_cpu=not torch.accelerator.is_available(),
             logging_steps=max(1, args.steps // 20),
             save_steps=args.save_every,

@@ -362,10 +362,12 @@ class JatContext:
         self.values = torch.zeros_like(self.keys)
         self.embeddings = torch.zeros((rows, slots, config.hidden_size), **options)
         self.timesteps = torch.zeros(rows, dtype=torch.long, device=model.device)
-        if isinstance(action_space.sample(), np.ndarray):
+        if hasattr(action_space, "n"):  # gymnasium is not imported here: its spaces are told by what they have
+            self.actions = torch.zeros(rows, dtype=torch.long, device=model.device)
+        elif hasattr(action_space, "low") and len(action_space.shape) == 1:
             self.actions = torch.zeros((rows, *action_space.shape), **options)
         else:
-            self.actions = torch.zeros(rows, dtype=torch.long, device=model.device)
+            raise ValueError(f"expected a Discrete action space or a Box of one dimension, got {action_space}")
 
     def reset(self, rows: Any = None) -> None:
         """Begin a new episode in the rows of a list of indices or a boolean mask, or in all."""

@@ -385,6 +385,8 @@ class TestActing:
         inputs = acting_inputs([0], 0)
         with pytest.raises(ValueError, match=r"model\.reset"):
             model.get_next_action(inputs)
+        with pytest.raises(ValueError, match="expected a Discrete action space or a Box of one dimension"):
+            model.reset(spaces.MultiDiscrete([2, 2]))
         context = model.reset(spaces.Box(-1, 1, (3,)), num_envs=2)
         with pytest.raises(ValueError, match="expected observations of 2 environments, got 1"):
             model.get_next_action(inputs)

@@ -7,6 +7,7 @@ published data. An episode always lasts 500 timesteps.
 from typing import Any, SupportsFloat
 
 import gymnasium
+import numpy as np
 
 from ..tasks import TaskSpec
 from . import choose_mujoco_renderer
@@ -14,7 +15,7 @@ from .spaces import observe_vector
 
 
 class _SeededGoal(gymnasium.Wrapper):
-    """Draws the goal from the seed of the reset, and reports success as a bool."""
+    """Draws the goal from the seed of the reset, reports success as a bool, and renders upright."""
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         if seed is not None:
@@ -24,6 +25,10 @@ class _SeededGoal(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, {**info, "success": bool(info["success"])}
+
+    def render(self) -> np.ndarray | None:
+        frame = self.env.render()
+        return frame[::-1, ::-1].copy() if isinstance(frame, np.ndarray) else frame  # the camera hangs upside down
 
 
 def make(task: TaskSpec, **kwargs: Any) -> gymnasium.Env:
