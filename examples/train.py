@@ -145,8 +145,9 @@ def main() -> None:
         texts = vocabulary_texts(datasets)
         processor = JatProcessor.from_texts(texts, args.vocab_size, model_max_length=2 * args.window)
     model = make_model(args, processor)
-    timesteps = sum(int(lengths.sum()) for lengths in windows.lengths.values())
-    print(f"{model.num_parameters():,} parameters, {len(datasets)} tasks, {timesteps:,} timesteps of data")
+    for name, lengths in windows.lengths.items():
+        print(f"{name}: {len(lengths):,} episodes, {lengths.sum():,} timesteps")
+    print(f"one model of {model.num_parameters():,} parameters for {len(datasets)} tasks")
 
     checkpoints = args.output / "checkpoints"
     trainer = MixTrainer(

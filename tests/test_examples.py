@@ -38,7 +38,8 @@ def model_folder(train_command, tmp_path_factory):
     """A JAT trained for a few steps on a task of each domain, where the README expects it."""
     folder = tmp_path_factory.mktemp("examples") / "demo" / "jat"
     output = run(*train_command, folder)
-    assert re.search(r"parameters, 4 tasks, .* timesteps of data", output)
+    assert "metaworld-reach: 11 episodes, 5,500 timesteps" in output
+    assert re.search(r"one model of [\d,]+ parameters for 4 tasks", output)
     return folder
 
 
@@ -140,3 +141,18 @@ def test_training_refuses(train_command, tmp_path, arguments, message):
     assert result.returncode != 0
     assert message in result.stderr
     assert not (tmp_path / "jat").exists()
+
+
+@pytest.mark.slow
+def test_the_demo(tmp_path):
+    """The agent of `make demo` is plainly better than random where it can learn; run again, the demo keeps its work."""
+    output = run("examples/demo.py", "--output", tmp_path / "demo")
+    assert "Where to look" in output
+    folder = tmp_path / "demo" / "jat"
+    assert (folder / "replay.mp4").stat().st_size > 10_000
+    tasks = {task["task"]: task for task in json.loads((folder / "evaluation.json").read_text())["tasks"]}
+    assert set(tasks) == {"babyai-go-to-red-ball-no-dists", "metaworld-reach", "mujoco-reacher", "atari-pong"}
+    assert all(tasks[name]["normalized"] > 0.5 for name in tasks if name != "atari-pong")
+    weights = (folder / "model.safetensors").read_bytes()
+    run("examples/demo.py", "--output", tmp_path / "demo")
+    assert (folder / "model.safetensors").read_bytes() == weights

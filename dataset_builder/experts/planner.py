@@ -19,9 +19,6 @@ from ..rollout import Observation
 from ..tasks import TaskSpec
 from . import MissingExpertError
 
-# Reward lies further away in these games.
-_HORIZONS = {"atari-freeway": 150}
-
 
 @dataclass(frozen=True)
 class _Outcome:
@@ -150,10 +147,11 @@ class PlannerPolicy:
         return actions
 
     def _hold_length(self) -> int:
-        return int(self.rng.geometric(0.1))
+        """A few timesteps, about ten, or dozens: games differ in what an action takes to matter."""
+        return int(self.rng.geometric(self.rng.choice([0.3, 0.1, 0.02])))
 
 
 def load(task: TaskSpec) -> PlannerPolicy:
     if task.domain != "atari":
         raise MissingExpertError(f"the planner needs an Atari emulator, {task.name} has none")
-    return PlannerPolicy(horizon=_HORIZONS.get(task.name, 100))
+    return PlannerPolicy()
