@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import gymnasium
 import numpy as np
 from tqdm import tqdm
 
@@ -25,8 +24,8 @@ from .tasks import TaskSpec, get_task
 class BatchPolicy(Protocol):
     """Chooses actions for several environments of one task at once."""
 
-    def begin(self, action_space: gymnasium.Space, num_envs: int) -> None:
-        """Begin an episode in every environment."""
+    def begin(self, env: TaskEnv, num_envs: int) -> None:
+        """Begin an episode in so many environments like this one."""
 
     def restart(self, row: int) -> None:
         """Begin a new episode in one of them."""
@@ -43,22 +42,31 @@ class AgentPolicy:
         processor: its `JatProcessor`.
         deterministic: take the likeliest of discrete actions rather than sample.
         context_window: timesteps that the agent looks back at most.
+        prompted: tell the agent its task's instruction.
     """
 
     def __init__(
-        self, model: Any, processor: Any, deterministic: bool = False, context_window: int | None = None
+        self,
+        model: Any,
+        processor: Any,
+        deterministic: bool = False,
+        context_window: int | None = None,
+        prompted: bool = False,
     ) -> None:
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.prompted = model, processor, prompted
         self.options = {"deterministic": deterministic, "context_window": context_window}
 
-    def reset(self, env: gymnasium.Env, seed: int) -> None:
-        self.context = self.model.reset(env.action_space)
+    def reset(self, env: TaskEnv, seed: int) -> None:
+        self.context = self.model.reset(env.action_space, prompt=self._prompt(env))
+
+    def _prompt(self, env: TaskEnv) -> Any:
+        return self.processor(text=env.task.instruction, return_tensors="pt") if self.prompted else None
 
     def act(self, observation: Observation, reward: float | None) -> Action:
         return self.model.get_next_action(self.processor(observation, reward=reward), self.context, **self.options)
 
-    def begin(self, action_space: gymnasium.Space, num_envs: int) -> None:
-        self.context = self.model.reset(action_space, num_envs=num_envs)
+    def begin(self, env: TaskEnv, num_envs: int) -> None:
+        self.context = self.model.reset(env.action_space, num_envs=num_envs, prompt=self._prompt(env))
 
     def restart(self, row: int) -> None:
         self.context.reset([row])
@@ -70,7 +78,7 @@ class AgentPolicy:
 def play_batch(envs: Sequence[TaskEnv], policy: BatchPolicy, seeds: Sequence[int]) -> Iterator[Episode]:
     """Play one episode for each seed, as many at once as there are environments; yields them as they end."""
     waiting = list(seeds)
-    policy.begin(envs[0].action_space, len(envs))
+    policy.begin(envs[0], len(envs))
     conversations: list[Any] = [None] * len(envs)
     observations: list[Observation] = [{}] * len(envs)
     rewards = np.zeros(len(envs), np.float32)

@@ -36,6 +36,7 @@ class WindowKey(NamedTuple):
     task: str
     row: int
     start: int
+    prompted: bool = False  # whether the task's instruction goes with it
 
 
 class Windows:
@@ -66,7 +67,7 @@ class Windows:
             self.window_lengths[name] = image_window if "image_observations" in columns else window
 
     def __getitem__(self, key: WindowKey) -> dict[str, Any]:
-        """The window's columns as arrays (tuples of str for text), with `loss_weight`, a float."""
+        """The window's columns as arrays (tuples of str for text), with `loss_weight`, a float, and `prompt`."""
         task = get_task(key.task)
         length = min(self.window_lengths[key.task], int(self.lengths[key.task][key.row]) - key.start)
         episode = self.datasets[key.task][key.row]
@@ -77,7 +78,7 @@ class Windows:
                 window[column] = shift_rewards(values.to_numpy(), key.start, length)
             else:
                 window[column] = _read(column, values.slice(key.start, length))
-        return {**window, "loss_weight": loss_weight(task)}
+        return {**window, "loss_weight": loss_weight(task), "prompt": task.instruction if key.prompted else None}
 
 
 def shift_rewards(rewards: np.ndarray, start: int, length: int) -> np.ndarray:
@@ -110,6 +111,7 @@ class TaskBatches:
         seed: of all draws.
         num_batches: length of the training.
         weights: of the tasks, by name; 1 by default.
+        prompt_fraction: how many of the windows come with their task's instruction.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class TaskBatches:
         seed: int = 0,
         num_batches: int = 1000,
         weights: Mapping[str, float] | None = None,
+        prompt_fraction: float = 0.0,
     ) -> None:
         self.windows, self.batch_size, self.seed, self.num_batches = windows, batch_size, seed, num_batches
+        self.prompt_fraction = prompt_fraction
         self.tasks = list(windows.datasets)
         chances = np.array([(weights or {}).get(task, 1.0) for task in self.tasks])
         self.chances = chances / chances.sum()
@@ -134,7 +138,11 @@ class TaskBatches:
             task = self.tasks[rng.choice(len(self.tasks), p=self.chances)]
             lengths, window = self.windows.lengths[task], self.windows.window_lengths[task]
             rows = rng.integers(len(lengths), size=self.batch_size)
-            # From before the start of an episode: its first timesteps are as likely in a window as any other, up to
-            # twice as likely, and are seen as a beginning.
-            starts = rng.integers(1 - window, np.maximum(lengths[rows] - window, 0) + 1).clip(min=0)
-            yield [WindowKey(task, int(row), int(start)) for row, start in zip(rows, starts, strict=True)]
+            # From before the start of an episode to its last timestep: all are equally likely to be in a window, but
+            # for the first ones, which are up to twice as likely and are seen as a beginning.
+            starts = rng.integers(1 - window, lengths[rows]).clip(min=0)
+            prompted = rng.random(self.batch_size) < self.prompt_fraction
+            yield [
+                WindowKey(task, int(row), int(start), bool(prompt))
+                for row, start, prompt in zip(rows, starts, prompted, strict=True)
+            ]

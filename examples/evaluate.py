@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20, help="of each task")
     parser.add_argument("--num-envs", type=int, default=10, help="environments that the model plays at once")
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest of discrete actions")
+    parser.add_argument("--prompt", action="store_true", help="tell the model each task's instruction")
     parser.add_argument("--context-window", type=int, help="timesteps that the model looks back at most")
     parser.add_argument("--max-episode-steps", type=int, help="truncate episodes after so many timesteps")
     parser.add_argument("--seed", type=int, default=0)
@@ -41,7 +42,7 @@ def main() -> None:
     if args.model:
         model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(args.model)
-        policies = [AgentPolicy(model, processor, args.deterministic, args.context_window)] * len(tasks)
+        policies = [AgentPolicy(model, processor, args.deterministic, args.context_window, args.prompt)] * len(tasks)
     else:
         policies = [load_expert(task, None if args.policy == "expert" else "random") for task in tasks]
 

@@ -24,6 +24,8 @@ from dataset_builder.mixing import TaskBatches, Windows
 from modeling_jat import JatConfig, JatModelForCausalLM
 from processing_jat import JatProcessor
 
+PROMPT_TOKENS = 32  # positions for an instruction before the window
+
 
 class MixTrainer(Trainer):
     """A Trainer whose batches come from a mix of tasks."""
@@ -50,7 +52,8 @@ class Collator:
 
     def __call__(self, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         weights = [window.pop("loss_weight") for window in windows]
-        batch = self.processor.pad(windows)
+        prompts = [window.pop("prompt") for window in windows]
+        batch = self.processor.pad(windows, prompts=prompts)
         batch["loss_weight"] = torch.tensor(weights)[:, None].expand(batch["attention_mask"].shape)
         return batch
 
@@ -100,7 +103,7 @@ def make_model(args: argparse.Namespace, processor: JatProcessor) -> JatModelFor
             hidden_size=args.hidden_size,
             num_layers=args.num_layers,
             num_heads=args.num_heads,
-            max_position_embeddings=2 * args.window,
+            max_position_embeddings=2 * args.window + (PROMPT_TOKENS if args.prompt_fraction else 0),
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -123,6 +126,9 @@ def main() -> None:
     parser.add_argument("--num-heads", type=int, default=8)
     parser.add_argument("--window", type=int, default=256, help="timesteps that the model sees at once")
     parser.add_argument("--image-window", type=int, default=32, help="the same in training on image observations")
+    parser.add_argument(
+        "--prompt-fraction", type=float, default=0.0, help="of the windows, which come with their task's instruction"
+    )
     parser.add_argument("--vocab-size", type=int, default=512, help="tokens of a new vocabulary, at most")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch")
@@ -175,7 +181,12 @@ def main() -> None:
         processing_class=processor,
         windows=windows,
         batches=TaskBatches(
-            windows, args.batch_size, args.seed, num_batches=args.steps * args.gradient_accumulation, weights=weights
+            windows,
+            args.batch_size,
+            args.seed,
+            num_batches=args.steps * args.gradient_accumulation,
+            weights=weights,
+            prompt_fraction=args.prompt_fraction,
         ),
     )
     checkpoint = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None

@@ -196,14 +196,14 @@ class JatTrunk(JatPreTrainedModel):
         )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        length = past_length + inputs_embeds.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of {length} tokens does not fit the model's {self.config.max_position_embeddings} "
+                "positions: truncate it (a timestep is two tokens)"
+            )
         if position_ids is None:
-            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-            length = past_length + inputs_embeds.shape[1]
-            if length > self.config.max_position_embeddings:
-                raise ValueError(
-                    f"a sequence of {length} tokens does not fit the model's {self.config.max_position_embeddings} "
-                    "positions: truncate it (a timestep is two tokens)"
-                )
             position_ids = torch.arange(past_length, length, device=inputs_embeds.device)[None]
         if not isinstance(attention_mask, dict):
             arguments = (self.config, inputs_embeds, attention_mask, past_key_values)
@@ -334,33 +334,49 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 class JatContext:
     """What an agent remembers while it acts: one row for each environment.
 
-    Owns, for B environments and a window of T timesteps:
+    Owns, for B environments, a prompt of P tokens and a window of T timesteps:
 
-    - `keys`, `values`: (layers, B, 2 T, heads, head size), preallocated. Timestep t stands in slots 2 t (the action
-      taken before it) and 2 t + 1 (its observation); slot s has position s - 1. An episode's first observation has no
-      action before it: slot 0 holds a placeholder that nothing attends to.
-    - `embeddings`: (B, 2 T, hidden_size), the same tokens before their positions were added.
+    - `keys`, `values`: (layers, B, P + 2 T, heads, head size), preallocated. The prompt stands in the first P slots.
+      Timestep t stands in slots P + 2 t (the action taken before it) and P + 2 t + 1 (its observation). An episode's
+      first observation has no action before it: slot P holds a placeholder that nothing attends to, and what stands
+      behind it has its slot less 1 as its position.
+    - `embeddings`: (B, 2 T, hidden_size), the timesteps' tokens before their positions were added.
     - `timesteps`: (B,), how many timesteps a row holds; 0 where an episode begins.
     - `actions`: (B, ...), the last action of every row.
 
-    A row whose window is full forgets its older half: the newer half is encoded anew at the first positions. So the
-    agent always looks back on at least half a window, its positions stay in the range that it was trained on, and the
-    cost is one pass over half a window every half window.
+    A row whose window is full forgets its older half, never the prompt: the newer half is encoded anew at the first
+    positions. So the agent always looks back on at least half a window, its positions stay in the range that it was
+    trained on, and the cost is one pass over half a window every half window.
     """
 
-    def __init__(self, model: "JatModelForCausalLM", action_space: Any, num_envs: int | None = None) -> None:
+    def __init__(
+        self,
+        model: "JatModelForCausalLM",
+        action_space: Any,
+        num_envs: int | None = None,
+        prompt: Tensor | None = None,
+    ) -> None:
         config = model.config
         rows = 1 if num_envs is None else num_envs
-        slots = config.max_position_embeddings // 2 * 2
-        options = {"device": model.device, "dtype": model.dtype}
+        if rows < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.model = model
         self.action_space = action_space
         self.num_envs = num_envs
+        self.prompt_length = 0 if prompt is None else prompt.shape[1]
+        self.window = (config.max_position_embeddings - self.prompt_length) // 2
+        if self.window < 1:
+            raise ValueError(
+                f"a prompt of {self.prompt_length} tokens leaves no room for a timestep in the model's "
+                f"{config.max_position_embeddings} positions: shorten it"
+            )
+        slots = self.prompt_length + 2 * self.window
+        options = {"device": model.device, "dtype": model.dtype}
         self.keys = torch.zeros(
             (config.num_layers, rows, slots, config.num_heads, config.hidden_size // config.num_heads), **options
         )
         self.values = torch.zeros_like(self.keys)
-        self.embeddings = torch.zeros((rows, slots, config.hidden_size), **options)
+        self.embeddings = torch.zeros((rows, 2 * self.window, config.hidden_size), **options)
         self.timesteps = torch.zeros(rows, dtype=torch.long, device=model.device)
         if hasattr(action_space, "n"):  # gymnasium is not imported here: its spaces are told by what they have
             self.actions = torch.zeros(rows, dtype=torch.long, device=model.device)
@@ -368,6 +384,11 @@ class JatContext:
             self.actions = torch.zeros((rows, *action_space.shape), **options)
         else:
             raise ValueError(f"expected a Discrete action space or a Box of one dimension, got {action_space}")
+        if prompt is not None:
+            slots = torch.arange(self.prompt_length, device=model.device)
+            self._encode(torch.zeros(1, dtype=torch.long, device=model.device), prompt, slots[None])
+            for memory in (self.keys, self.values):  # the same prompt for every environment
+                memory[:, 1:, : self.prompt_length] = memory[:, :1, : self.prompt_length]
 
     def reset(self, rows: Any = None) -> None:
         """Begin a new episode in the rows of a list of indices or a boolean mask, or in all."""
@@ -390,34 +411,41 @@ class JatContext:
         full = (self.timesteps >= window).nonzero()[:, 0]
         if len(full):
             self._forget(full, kept=window // 2)
-        return self._encode(torch.arange(len(pairs), device=pairs.device), pairs)[:, -1]
+        return self._append(torch.arange(len(pairs), device=pairs.device), pairs)[:, -1]
 
     def _forget(self, rows: Tensor, kept: int) -> None:
         slots = 2 * (self.timesteps[rows, None] - kept) + torch.arange(2 * kept, device=rows.device)
         newest = self.embeddings[rows[:, None], slots]
         self.timesteps[rows] = 0
         if kept:
-            self._encode(rows, newest)
+            self._append(rows, newest)
 
-    def _encode(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """Pass tokens (rows, n, hidden_size) through the trunk, behind those that the rows hold already."""
-        slots = 2 * self.timesteps[rows, None] + torch.arange(tokens.shape[1], device=rows.device)
-        self.embeddings[rows[:, None], slots] = tokens
-        hidden_states = self.model.transformer(
+    def _append(self, rows: Tensor, pairs: Tensor) -> Tensor:
+        """Encode tokens (rows, 2 n, hidden_size) behind the timesteps that the rows hold already."""
+        slots = 2 * self.timesteps[rows, None] + torch.arange(pairs.shape[1], device=rows.device)
+        self.embeddings[rows[:, None], slots] = pairs
+        self.timesteps[rows] += pairs.shape[1] // 2
+        return self._encode(rows, pairs, self.prompt_length + slots)
+
+    def _encode(self, rows: Tensor, tokens: Tensor, slots: Tensor) -> Tensor:
+        """Pass tokens (rows, n, hidden_size) through the trunk, their keys and values to these slots (rows, n)."""
+        return self.model.transformer(
             tokens,
             attention_mask=self._masks(slots, tokens.dtype),
-            position_ids=(slots - 1).clamp(min=0),
+            position_ids=self._positions(slots),
             past_key_values=_ContextRows(self, rows, slots),
         ).last_hidden_state
-        self.timesteps[rows] += tokens.shape[1] // 2
-        return hidden_states
+
+    def _positions(self, slots: Tensor) -> Tensor:
+        return slots - (slots > self.prompt_length).long()
 
     def _masks(self, slots: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Additive masks (rows, 1, n, slots in use) for the tokens at `slots`, by kind of block."""
         query = slots[:, None, :, None]
         key = torch.arange(int(slots.max()) + 1, device=slots.device)
-        causal = (key <= query) & ((key > 0) | (query == 0))
-        local = causal & (query - key < self.model.config.window_size)
+        placeholder = self.prompt_length
+        causal = (key <= query) & ((key != placeholder) | (query == placeholder))
+        local = causal & (self._positions(query) - self._positions(key) < self.model.config.window_size)
         return {
             kind: torch.zeros(allowed.shape, dtype=dtype, device=slots.device).masked_fill(
                 ~allowed, torch.finfo(dtype).min
@@ -432,6 +460,10 @@ class _ContextRows:
     def __init__(self, context: JatContext, rows: Tensor, slots: Tensor) -> None:
         self.context, self.rows, self.slots = context, rows, slots
         self.length = int(slots.max()) + 1
+
+    def get_seq_length(self) -> int:
+        """0: a context gives the positions and masks of its tokens itself."""
+        return 0
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         return (
@@ -544,6 +576,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         embeddings = self.image_encoder(observations.to(self.dtype))
         return embeddings + self.image_reward_encoder(rewards) if self.config.image_rewards else embeddings
 
+    def embed_trajectories(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed observations and actions in turn, (B, 2 L, hidden_size)."""
+        return torch.stack([self.embed_observations(inputs), self.embed_actions(inputs)], dim=2).flatten(1, 2)
+
     def embed_actions(self, inputs: dict[str, Tensor]) -> Tensor:
         """Embed actions, (B, L, hidden_size)."""
         kind = _given(_ACTION_KINDS, inputs)
@@ -566,6 +602,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         continuous_actions: Tensor | None = None,
         discrete_actions: Tensor | None = None,
         rewards: Tensor | None = None,
+        prompt_input_ids: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -587,6 +625,9 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             continuous_actions: (B, L, size).
             discrete_actions: (B, L).
             rewards: (B, L), the reward received before each observation, 0 at the start of an episode.
+            prompt_input_ids: (B, P), text that stands before trajectories, such as the task's instruction; padded on
+                the left.
+            prompt_attention_mask: (B, P), 1 where the prompt is real; a row may have none.
             attention_mask: (B, L) or (B, tokens), 1 where an input is real and 0 where it is padding.
             position_ids: (B, tokens), of all tokens; counted from the first one by default.
             past_key_values: cache of earlier tokens.
@@ -618,23 +659,38 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             "discrete_actions": discrete_actions,
             "rewards": rewards,
         }
-        return self._forward_trajectories(trajectories, attention_mask, loss_weight, return_loss, trunk_options)
+        prompt = None
+        if prompt_input_ids is not None:
+            if prompt_attention_mask is None:
+                prompt_attention_mask = torch.ones_like(prompt_input_ids)
+            prompt = (prompt_input_ids, prompt_attention_mask)
+        return self._forward_trajectories(trajectories, prompt, attention_mask, loss_weight, return_loss, trunk_options)
 
     def _forward_trajectories(
         self,
         inputs: dict[str, Tensor | None],
+        prompt: tuple[Tensor, Tensor] | None,
         attention_mask: Tensor | None,
         loss_weight: Tensor | None,
         return_loss: bool,
         trunk_options: dict[str, Any],
     ) -> JatOutput:
-        # 1. Interleave: (B, L, 2, H), where index 0 is the observation and 1 the action, then (B, 2 L, H).
-        tokens = torch.stack([self.embed_observations(inputs), self.embed_actions(inputs)], dim=2)
+        # 1. Tokens: observation, action, observation, ..., behind the prompt.
+        tokens = self.embed_trajectories(inputs)
         token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
+        length = tokens.shape[1]
+        if prompt is not None:
+            prompt_ids, prompt_mask = prompt
+            if token_mask is None:
+                token_mask = torch.ones(tokens.shape[:2], dtype=prompt_mask.dtype, device=tokens.device)
+            tokens = torch.cat([self.transformer.wte(prompt_ids), tokens], dim=1)
+            token_mask = torch.cat([prompt_mask, token_mask], dim=1)
+            # The padding of a shorter prompt takes no positions.
+            trunk_options = {**trunk_options, "position_ids": (token_mask.cumsum(dim=1) - 1).clamp(min=0)}
 
         # 2. Trunk.
-        outputs = self.transformer(tokens.flatten(1, 2), token_mask, **trunk_options)
-        hidden_states = outputs.last_hidden_state.unflatten(1, (-1, 2))
+        outputs = self.transformer(tokens, token_mask, **trunk_options)
+        hidden_states = outputs.last_hidden_state[:, -length:].unflatten(1, (-1, 2))
         at_observations, at_actions = hidden_states.unbind(dim=2)
 
         # 3. Actions from the observation tokens, the next observations from the action tokens.
@@ -762,18 +818,39 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     # Acting
 
-    def reset(self, action_space: Any, num_envs: int | None = None) -> JatContext:
+    @torch.no_grad()
+    def reset(
+        self, action_space: Any, num_envs: int | None = None, prompt: dict[str, Tensor] | None = None
+    ) -> JatContext:
         """Begin to act in one environment, or in `num_envs` at once.
 
         Args:
             action_space: a gymnasium Box or Discrete; of a vector environment, its `single_action_space`.
             num_envs: number of environments; None for one, without the batch dimension.
+            prompt: what tells the agent its task, from the processor: an instruction
+                (`processor(text="open the faucet", return_tensors="pt")`), a demonstration (observations, actions and
+                rewards of an episode), or the keys of both. It is never forgotten.
 
         Returns:
             The context that `get_next_action` uses unless it is handed another one.
+
+        Raises:
+            ValueError: if the action space is of another kind, or the prompt is longer than the model's positions.
         """
-        self.context = JatContext(self, action_space, num_envs)
+        self.context = JatContext(self, action_space, num_envs, self._embed_prompt(prompt) if prompt else None)
         return self.context
+
+    def _embed_prompt(self, prompt: dict[str, Tensor]) -> Tensor:
+        """(1, P, hidden_size): the instruction, then the demonstration."""
+        prompt = {key: value.to(self.device) for key, value in prompt.items() if key != "attention_mask"}
+        embeddings = []
+        if "input_ids" in prompt:
+            embeddings.append(self.transformer.wte(prompt.pop("input_ids")))
+        if prompt:
+            embeddings.append(self.embed_trajectories(prompt))
+        if any(len(embedding) != 1 for embedding in embeddings):
+            raise ValueError(f"expected one prompt for all environments, got {[len(part) for part in embeddings]}")
+        return torch.cat(embeddings, dim=1)
 
     @torch.no_grad()
     def get_next_action(
@@ -782,6 +859,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         context: JatContext | None = None,
         deterministic: bool = False,
         context_window: int | None = None,
+        temperature: float = 1.0,
     ) -> np.ndarray | int:
         """Choose the next action of one environment, or of every environment of a batch.
 
@@ -791,6 +869,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             deterministic: take the likeliest of discrete actions rather than sample one.
             context_window: timesteps that the agent looks back at most; by default all that the model has positions
                 for. See [`JatContext`] for what happens beyond.
+            temperature: divides the logits of discrete actions before sampling; above 0.
 
         Returns:
             The action, ready for `env.step`: a float32 array inside the Box, or an int. For `num_envs` environments
@@ -800,11 +879,13 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             ValueError: if no episode was begun, or the inputs' batch is not the context's.
         """
         context = self._check_context(inputs, context or self.context)
-        window = self.config.max_position_embeddings // 2
-        if context_window is not None:
-            if context_window < 1:
-                raise ValueError(f"context_window must be at least 1 timestep, got {context_window}")
-            window = min(window, context_window)
+        if context_window is not None and context_window < 1:
+            raise ValueError(f"context_window must be at least 1 timestep, got {context_window}")
+        if temperature <= 0:
+            raise ValueError(
+                f"temperature must be above 0, got {temperature}: for the likeliest action pass deterministic"
+            )
+        window = min(context.window, context_window or context.window)
 
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
         begun = (context.timesteps > 0)[:, None]
@@ -827,7 +908,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             if deterministic:
                 context.actions = logits.argmax(-1)
             else:
-                context.actions = torch.multinomial(logits.float().softmax(-1), num_samples=1)[:, 0]
+                context.actions = torch.multinomial((logits.float() / temperature).softmax(-1), num_samples=1)[:, 0]
             chosen = context.actions.cpu().numpy()
         if context.num_envs is not None:
             return chosen

@@ -79,7 +79,8 @@ class JatProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "pixel_values", *_COLUMNS, "attention_mask"]
+        prompt = ["prompt_input_ids", "prompt_attention_mask"]
+        return ["input_ids", "pixel_values", *_COLUMNS, *prompt, "attention_mask"]
 
     def __call__(
         self,
@@ -95,6 +96,7 @@ class JatProcessor(ProcessorMixin):
         continuous_actions: Any = None,
         discrete_actions: Any = None,
         rewards: Any = None,
+        prompts: Sequence[str | None] | None = None,
         padding: bool | str = False,
         truncation: bool | str = False,
         truncation_side: str = "right",
@@ -120,6 +122,8 @@ class JatProcessor(ProcessorMixin):
             continuous_actions: (L, size) each.
             discrete_actions: (L,) each.
             rewards: (L,) each, each one received before the observation beside it.
+            prompts: a text for each trajectory, such as its task's instruction, or None for a trajectory without.
+                They are padded on the left; no key is added where there is no prompt at all.
             padding: "longest" or True, "max_length", or False. Padding repeats a row's first element, and adds the
                 key `attention_mask`.
             truncation: True or "lossy" cuts what is too long, "preserve" turns the rest into rows of their own.
@@ -160,9 +164,15 @@ class JatProcessor(ProcessorMixin):
             rows, pixel_values = self._encode_text(text, images)
             if pixel_values is not None:
                 max_length -= self.image_seq_length
+        if prompts is not None and (not columns or truncation == "preserve"):
+            raise ValueError(
+                "prompts stand before whole trajectories: pass none with text, or with truncation='preserve'"
+            )
+        if prompts is not None and len(prompts) != len(next(iter(rows.values()))):
+            raise ValueError(f"expected a prompt for each of {len(next(iter(rows.values())))} rows, got {len(prompts)}")
         rows = _truncate(rows, truncation, truncation_side, max_length)
         rows = _pad(rows, padding, max_length)
-        batch = _as_batch(rows, return_tensors)
+        batch = _as_batch({**rows, **self._encode_prompts(prompts)}, return_tensors)
         if pixel_values is not None:
             batch["pixel_values"] = pixel_values
         return BatchFeature(batch, tensor_type=return_tensors)
@@ -173,6 +183,7 @@ class JatProcessor(ProcessorMixin):
         padding: bool | str = True,
         max_length: int | None = None,
         return_tensors: str | None = "pt",
+        prompts: Sequence[str | None] | None = None,
     ) -> BatchFeature:
         """Collate rows of one kind, such as a data set's, into a batch.
 
@@ -181,6 +192,7 @@ class JatProcessor(ProcessorMixin):
             padding: as in the call; rows of one length need none.
             max_length: as in the call.
             return_tensors: as in the call.
+            prompts: as in the call.
 
         Raises:
             ValueError: if rows hold different columns, as a batch of several kinds of task would.
@@ -192,7 +204,7 @@ class JatProcessor(ProcessorMixin):
             listed = " and ".join(f"({', '.join(kind)})" for kind in sorted(kinds))
             raise ValueError(f"a batch must hold rows of one kind, got rows with the columns {listed}")
         columns = {column: [row[column] for row in rows] for column in rows[0]}
-        return self(**columns, padding=padding, max_length=max_length, return_tensors=return_tensors)
+        return self(**columns, padding=padding, max_length=max_length, return_tensors=return_tensors, prompts=prompts)
 
     def _timestep(self, observation: Mapping[str, Any], reward: float | np.ndarray | None) -> BatchFeature:
         """One timestep of one or several environments: rows of length 1."""
@@ -260,6 +272,19 @@ class JatProcessor(ProcessorMixin):
         )["input_ids"]
         index = {mission: i for i, mission in enumerate(distinct)}
         return tokens[[index[mission] for mission in missions]].astype(np.int64)
+
+    def _encode_prompts(self, prompts: Sequence[str | None] | None) -> Rows:
+        """Tokens padded on the left, so that the prompt's last token stands before the first observation."""
+        if not prompts or not any(prompts):
+            return {}
+        tokens = [
+            np.asarray(ids, np.int64) for ids in self.tokenizer([prompt or "" for prompt in prompts])["input_ids"]
+        ]
+        length = max(len(ids) for ids in tokens)
+        return {
+            "prompt_input_ids": [np.pad(ids.astype(np.int64), (length - len(ids), 0)) for ids in tokens],
+            "prompt_attention_mask": [(np.arange(length) >= length - len(ids)).astype(np.int64) for ids in tokens],
+        }
 
     def _encode_text(self, text: Any, images: Any) -> tuple[Rows, np.ndarray | None]:
         rows: Rows = {}

@@ -79,6 +79,12 @@ def test_evaluate(model_folder):
     assert "| mujoco-pendulum" in card.text
 
 
+def test_prompts_in_training_and_in_acting(train_command, tmp_path):
+    run(*train_command, tmp_path / "jat", "--prompt-fraction", "0.5", "--tasks", "mujoco-pendulum")
+    command = ["examples/evaluate.py", "--model", tmp_path / "jat", "--tasks", "mujoco-pendulum", "--episodes", "2"]
+    assert "mujoco-pendulum" in run(*command, "--prompt")
+
+
 def test_evaluate_an_expert(tmp_path):
     output = run(
         "examples/evaluate.py",

@@ -72,6 +72,14 @@ def test_batches_hold_one_task_drawn_by_weight():
     assert not any(batch[0].task == "mujoco-hopper" for batch in batches)
 
 
+def test_a_fraction_of_the_windows_is_prompted():
+    windows = Windows({"mujoco-pendulum": episodes([10])})
+    keys = [key for batch in TaskBatches(windows, 10, num_batches=50, prompt_fraction=0.25) for key in batch]
+    assert 0.15 < np.mean([key.prompted for key in keys]) < 0.35
+    prompts = {key.prompted: windows[key]["prompt"] for key in keys}
+    assert prompts == {True: "balance the pendulum on the cart", False: None}
+
+
 def test_batches_are_a_function_of_seed_and_number():
     windows = Windows({"mujoco-pendulum": episodes([10, 20, 30])})
     first = list(TaskBatches(windows, 4, seed=1, num_batches=10))

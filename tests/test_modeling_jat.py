@@ -379,6 +379,10 @@ class TestActing:
             model.reset(spaces.Discrete(3))
             sampled.add(model.get_next_action(inputs))
         assert sampled == {0, 1, 2}
+        model.reset(spaces.Discrete(3))
+        assert model.get_next_action(inputs, temperature=1e-4) == likeliest
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            model.get_next_action(inputs, temperature=0)
 
     def test_errors(self, make_model):
         model, other = make_model(), make_model()
@@ -395,6 +399,112 @@ class TestActing:
         model.reset(spaces.Box(-1, 1, (3,)))
         with pytest.raises(ValueError, match="context_window must be at least 1"):
             model.get_next_action(inputs, context_window=0)
+
+
+def instruction(*tokens):
+    return {"input_ids": torch.tensor([tokens])}
+
+
+def demonstration(length=4):
+    return continuous_batch(batch=1, length=length)
+
+
+class TestPrompts:
+    @pytest.mark.parametrize("kinds", ["instruction", "demonstration", "both"])
+    @torch.no_grad()
+    def test_a_prompt_stands_before_the_episode(self, make_model, kinds):
+        """Acting behind a prompt is the forward pass over the prompt and the episode."""
+        model = make_model()
+        prompt, words, shown = {}, None, {}
+        if kinds != "demonstration":
+            prompt, words = instruction(5, 6, 7), torch.tensor([[5, 6, 7]])
+        if kinds != "instruction":
+            shown = demonstration()
+            prompt = {**prompt, **shown}
+        context = model.reset(spaces.Box(-1, 1, (3,)), num_envs=2, prompt=prompt)
+        steps = [acting_inputs([0, 1], t) for t in range(6)]
+        steps[0]["rewards"][:] = 0
+        actions = torch.stack([torch.from_numpy(model.get_next_action(step, context)) for step in steps], dim=1)
+        batch = {key: torch.cat([step[key] for step in steps], dim=1) for key in steps[0]}
+        batch["continuous_actions"] = actions
+        for row in range(2):
+            inputs = {
+                key: torch.cat([shown.get(key, value[:0]), value[[row]]], dim=1) if shown else value[[row]]
+                for key, value in batch.items()
+            }
+            predicted = model(**inputs, prompt_input_ids=words).pred_actions[0, -6:]
+            torch.testing.assert_close(actions[row], predicted.clamp(-1, 1), atol=1e-5, rtol=0)
+
+    @torch.no_grad()
+    def test_a_prompt_is_never_forgotten(self, make_model):
+        model = make_model(max_position_embeddings=16)
+        prompt = instruction(5, 6, 7)
+        context = model.reset(spaces.Box(-1, 1, (3,)), prompt=prompt)
+        assert context.window == 6
+        steps = [acting_inputs([0], t) for t in range(20)]
+        steps[0]["rewards"][:] = 0
+        actions, first = [], 0
+        for t, step in enumerate(steps):
+            if t - first == context.window:
+                first = t - context.window // 2
+            actions.append(torch.from_numpy(model.get_next_action(step, context))[None, None])
+            seen = {key: torch.cat([step[key] for step in steps[first : t + 1]], dim=1) for key in step}
+            outputs = model(
+                **seen, continuous_actions=torch.cat(actions[first:], dim=1), prompt_input_ids=prompt["input_ids"]
+            )
+            np.testing.assert_allclose(actions[-1][0, 0], outputs.pred_actions[0, -1].clamp(-1, 1), atol=1e-5)
+
+    @torch.no_grad()
+    def test_prompts_of_different_lengths_in_a_batch(self, make_model):
+        """A row's outputs do not depend on the padding that longer prompts beside it bring."""
+        model, batch = make_model(), continuous_batch(batch=3)
+        ids = torch.tensor([[1, 2, 3], [0, 0, 4], [0, 0, 0]])
+        mask = torch.tensor([[1, 1, 1], [0, 0, 1], [0, 0, 0]])
+        together = model(**batch, prompt_input_ids=ids, prompt_attention_mask=mask).pred_actions
+        for row, words in enumerate([ids[:1], ids[1:2, 2:], None]):
+            alone = model(**{key: value[[row]] for key, value in batch.items()}, prompt_input_ids=words)
+            torch.testing.assert_close(together[[row]], alone.pred_actions, atol=1e-5, rtol=1e-4)
+
+    def test_a_prompt_tells_tasks_apart_that_look_alike(self, make_model):
+        """Two tasks with the same observations and opposite actions."""
+        observations = continuous_batch(batch=8)
+        targets = torch.tensor([1.0, -1.0]).repeat(4)[:, None, None].expand(-1, 6, 3)
+        words = torch.tensor([[5, 6], [7, 8]]).repeat(4, 1)
+        # No earlier action to copy: each window is a single timestep.
+        batch = {
+            "continuous_observations": observations["continuous_observations"][:, :1],
+            "rewards": torch.zeros(8, 1),
+        }
+        batch["continuous_observations"][1::2] = batch["continuous_observations"][::2]
+        batch["continuous_actions"] = targets[:, :1]
+
+        def trained_error(**prompt):
+            model = make_model().train()
+            optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+            for _ in range(60):
+                loss = model(**batch, **prompt).action_loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            return loss.item(), model
+
+        prompted, model = trained_error(prompt_input_ids=words)
+        unprompted, _ = trained_error()
+        assert prompted < 0.05
+        assert unprompted > 0.9  # the mean of both actions is the best guess
+        inputs = {key: batch[key][:1] for key in ("continuous_observations", "rewards")}
+        for prompt, sign in ((instruction(5, 6), 1), (instruction(7, 8), -1)):
+            model.eval().reset(spaces.Box(-2, 2, (3,)), prompt=prompt)
+            assert np.abs(model.get_next_action(inputs) - sign).max() < 0.5
+
+    def test_errors(self, make_model):
+        model, space = make_model(), spaces.Box(-1, 1, (3,))
+        with pytest.raises(ValueError, match="a prompt of 63 tokens leaves no room for a timestep"):
+            model.reset(space, prompt=instruction(*range(63)))
+        with pytest.raises(ValueError, match="one prompt for all environments"):
+            model.reset(space, num_envs=2, prompt={"input_ids": torch.ones(2, 3, dtype=torch.long)})
+        with pytest.raises(ValueError, match="67 tokens does not fit the model's 64 positions"):
+            model(**continuous_batch(length=32), prompt_input_ids=torch.ones(2, 3, dtype=torch.long))
 
 
 class TestSaving:

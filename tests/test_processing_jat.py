@@ -185,6 +185,18 @@ class TestSequences:
         with pytest.raises(ValueError, match="empty batch"):
             processor.pad([])
 
+    def test_prompts_are_padded_on_the_left(self, processor):
+        result = processor.pad([trajectory(3), trajectory(3), trajectory(3)], prompts=["reach the goal", "reach", None])
+        ids, mask = result["prompt_input_ids"], result["prompt_attention_mask"]
+        assert ids.shape == mask.shape
+        assert mask[:, -1].tolist() == [1, 1, 0]
+        assert (mask.diff(dim=1) >= 0).all()
+        assert processor.tokenizer.decode(ids[0][mask[0].bool()]) == "reach the goal"
+        assert processor.tokenizer.decode(ids[1][mask[1].bool()]) == "reach"
+        assert "prompt_input_ids" not in processor.pad([trajectory(3)], prompts=[None])
+        with pytest.raises(ValueError, match="a prompt for each of 2 rows, got 1"):
+            processor.pad([trajectory(3), trajectory(3)], prompts=["reach"])
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
