@@ -428,10 +428,9 @@ class TestPrompts:
         batch = {key: torch.cat([step[key] for step in steps], dim=1) for key in steps[0]}
         batch["continuous_actions"] = actions
         for row in range(2):
-            inputs = {
-                key: torch.cat([shown.get(key, value[:0]), value[[row]]], dim=1) if shown else value[[row]]
-                for key, value in batch.items()
-            }
+            inputs = {key: value[[row]] for key, value in batch.items()}
+            if shown:
+                inputs = {key: torch.cat([shown[key], value], dim=1) for key, value in inputs.items()}
             predicted = model(**inputs, prompt_input_ids=words).pred_actions[0, -6:]
             torch.testing.assert_close(actions[row], predicted.clamp(-1, 1), atol=1e-5, rtol=0)
 
