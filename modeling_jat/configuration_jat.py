@@ -147,8 +147,20 @@ class JatConfig(PreTrainedConfig):
 
     @classmethod
     def small(cls, **kwargs: Any) -> "JatConfig":
-        """The published size: 12 layers of width 768."""
+        """12 layers of width 768: the published agent."""
         return cls(**kwargs)
+
+    @classmethod
+    def medium(cls, **kwargs: Any) -> "JatConfig":
+        """24 layers of width 2048 and 1,024 positions, as the authors planned it."""
+        sizes = {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "max_position_embeddings": 1024}
+        return cls(**{**sizes, **kwargs})
+
+    @classmethod
+    def large(cls, **kwargs: Any) -> "JatConfig":
+        """32 layers of width 2560 and 2,048 positions, as the authors planned it."""
+        sizes = {"hidden_size": 2560, "num_layers": 32, "num_heads": 20, "max_position_embeddings": 2048}
+        return cls(**{**sizes, **kwargs})
 
 
 JatConfig.register_for_auto_class()

@@ -208,13 +208,13 @@ class JatTrunk(JatPreTrainedModel):
         if not isinstance(attention_mask, dict):
             arguments = (self.config, inputs_embeds, attention_mask, past_key_values)
             attention_mask = {
-                "global": create_causal_mask(*arguments),
-                "local": create_sliding_window_causal_mask(*arguments),
+                "full_attention": create_causal_mask(*arguments),
+                "sliding_attention": create_sliding_window_causal_mask(*arguments),
             }
 
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
         all_hidden_states, all_weights = [hidden_states], []
-        for block, kind in zip(self.h, self.config.attention_layers, strict=True):
+        for block, kind in zip(self.h, self.config.layer_types, strict=True):
             hidden_states, weights = block(hidden_states, attention_mask[kind], past_key_values, **kwargs)
             all_hidden_states.append(hidden_states)
             all_weights.append(weights)
@@ -450,7 +450,7 @@ class JatContext:
             kind: torch.zeros(allowed.shape, dtype=dtype, device=slots.device).masked_fill(
                 ~allowed, torch.finfo(dtype).min
             )
-            for kind, allowed in (("global", causal), ("local", local))
+            for kind, allowed in (("full_attention", causal), ("sliding_attention", local))
         }
 
 
@@ -781,7 +781,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             embeddings.append(self.transformer.wte(input_ids))
         embeddings = torch.cat(embeddings, dim=1)
         token_mask = attention_mask
-        if attention_mask is not None:
+        if isinstance(attention_mask, Tensor):
             # The mask covers the text; image patches, new or cached, stand before it.
             past = trunk_options["past_key_values"]
             patches = embeddings.shape[1] + (past.get_seq_length() if past is not None else 0) - attention_mask.shape[1]
@@ -811,9 +811,14 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         self, input_ids: Tensor, pixel_values: Tensor | None = None, past_key_values: Cache | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        inputs.pop("position_ids", None)  # the trunk counts, patches included
-        if past_key_values is None or past_key_values.get_seq_length() == 0:
-            inputs["pixel_values"] = pixel_values
+        if pixel_values is not None:
+            # The patches take the first positions; once they are in the cache the image is not needed again.
+            positions = inputs["position_ids"] + self.config.num_patches
+            if past_key_values is None or past_key_values.get_seq_length() == 0:
+                patches = torch.arange(self.config.num_patches, device=positions.device).expand(len(positions), -1)
+                positions = torch.cat([patches, positions], dim=1)
+                inputs["pixel_values"] = pixel_values
+            inputs["position_ids"] = positions
         return {**inputs, "return_loss": False}
 
     # Acting

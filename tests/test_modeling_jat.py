@@ -165,6 +165,12 @@ class TestConfig:
         unused_decoder = 768 * 3180 + 3180 + 15 * 768 + 768 + 768 * 8
         assert round((model.num_parameters() + unused_decoder) / 1e6) == 193
 
+    @pytest.mark.parametrize(("size", "millions"), [("mini", 41), ("small", 190), ("medium", 1501), ("large", 2891)])
+    def test_sizes(self, size, millions):
+        with torch.device("meta"):
+            model = JatModelForCausalLM(getattr(JatConfig, size)())
+        assert round(model.num_parameters() / 1e6) == millions
+
     def test_round_trip_keeps_behaviour(self, tmp_path):
         make_config().save_pretrained(tmp_path)
         loaded = JatConfig.from_pretrained(tmp_path)
@@ -504,6 +510,62 @@ class TestPrompts:
             model.reset(space, num_envs=2, prompt={"input_ids": torch.ones(2, 3, dtype=torch.long)})
         with pytest.raises(ValueError, match="67 tokens does not fit the model's 64 positions"):
             model(**continuous_batch(length=32), prompt_input_ids=torch.ones(2, 3, dtype=torch.long))
+
+
+class TestGeneration:
+    OPTIONS = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+    @pytest.mark.parametrize("beams", [1, 3])
+    def test_padding_on_the_left_changes_nothing(self, make_model, beams):
+        model = make_model(window_size=4)
+        rows = [[5, 6, 7, 8, 9, 10], [11, 12], [13]]
+        alone = [
+            model.generate(torch.tensor([row]), num_beams=beams, **self.OPTIONS)[0, len(row) :].tolist() for row in rows
+        ]
+        input_ids = torch.tensor([[0] * (6 - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (6 - len(row)) + [1] * len(row) for row in rows])
+        together = model.generate(input_ids, attention_mask=mask, num_beams=beams, **self.OPTIONS)
+        assert together[:, 6:].tolist() == alone
+
+    @pytest.mark.parametrize("cache", ["dynamic", "static", None])
+    def test_caches_change_nothing(self, make_model, cache):
+        model = make_model(window_size=4)
+        input_ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        with torch.no_grad():
+            expected = input_ids
+            for _ in range(8):
+                logits = model(input_ids=expected, return_loss=False).logits[:, -1]
+                expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
+        options = {"use_cache": False} if cache is None else {"cache_implementation": cache}
+        generated = model.generate(
+            input_ids, attention_mask=torch.ones_like(input_ids), disable_compile=True, **options, **self.OPTIONS
+        )
+        assert torch.equal(generated, expected)
+
+    @pytest.mark.parametrize("use_cache", [True, False])
+    def test_image_and_text(self, make_model, use_cache):
+        model = make_model(image_size=32, patch_size=16)
+        pixel_values = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        input_ids = torch.tensor([[0, 5, 6], [7, 8, 9]])
+        mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+        together = model.generate(
+            input_ids, attention_mask=mask, pixel_values=pixel_values, use_cache=use_cache, **self.OPTIONS
+        )
+        for row, start in ((0, 1), (1, 0)):
+            words = input_ids[[row], start:]
+            with torch.no_grad():
+                for _ in range(8):
+                    logits = model(input_ids=words, pixel_values=pixel_values[[row]], return_loss=False).logits[:, -1]
+                    words = torch.cat([words, logits.argmax(-1, keepdim=True)], dim=1)
+            assert together[row, start:].tolist() == words[0].tolist()
+
+    def test_sampling(self, make_model):
+        model = make_model()
+        options = {**self.OPTIONS, "do_sample": True, "temperature": 5.0, "num_return_sequences": 4}
+        torch.manual_seed(0)
+        samples = model.generate(torch.tensor([[5, 6, 7]]), **options)
+        assert samples.shape == (4, 11)
+        assert len({tuple(sample.tolist()) for sample in samples}) > 1
 
 
 class TestSaving:
