@@ -2,6 +2,7 @@
 
 from .envs import make_env, make_vec_env
 from .episodes import Episode, task_features
+from .evaluation import evaluate
 from .experts import MissingExpertError, load_expert
 from .rollout import Policy, rollout
 from .tasks import TaskSpec, get_task, register_task, select_tasks
@@ -11,6 +12,7 @@ __all__ = [
     "MissingExpertError",
     "Policy",
     "TaskSpec",
+    "evaluate",
     "get_task",
     "load_expert",
     "make_env",

@@ -50,7 +50,7 @@ class Episode:
         task: the task that was played.
         seed: seed of the environment's reset and of the policy.
         observations: by key of the environment's observation, an array of shape (timesteps, ...), or a tuple of str
-            for text.
+            for text; empty where they were not kept, as in evaluations.
         actions: as executed, float32 of shape (timesteps, size) or int64 of shape (timesteps,).
         rewards: float32 of shape (timesteps,), unclipped; `rewards[t]` follows `actions[t]`.
         terminated: whether the environment ended the episode, rather than a limit of time.
@@ -69,7 +69,8 @@ class Episode:
     success: bool | None = None
 
     def __post_init__(self) -> None:
-        check_row(self.row, self.task, where=f"episode with seed {self.seed}")
+        if self.observations:
+            check_row(self.row, self.task, where=f"episode with seed {self.seed}")
 
     def __len__(self) -> int:
         return len(self.rewards)

@@ -86,7 +86,7 @@ def play_batch(envs: Sequence[TaskEnv], policy: BatchPolicy, seeds: Sequence[int
     def start(row: int) -> None:
         conversations[row] = None
         if waiting:
-            conversations[row] = play(envs[row], waiting.pop(0))
+            conversations[row] = play(envs[row], waiting.pop(0), keep_observations=False)
             observations[row], _ = next(conversations[row])
             rewards[row] = 0.0
             policy.restart(row)
@@ -203,7 +203,7 @@ def evaluate(
 def _play_all(env: TaskEnv, policy: Policy, seeds: Sequence[int]) -> Iterator[Episode]:
     for seed in seeds:
         try:
-            yield rollout(env, policy, seed)
+            yield rollout(env, policy, seed, keep_observations=False)
         except ExpertGaveUp:
             continue  # a start that the expert does not accept is not scored
 

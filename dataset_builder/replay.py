@@ -6,7 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from .envs import TaskEnv
 from .episodes import Episode
@@ -29,8 +29,7 @@ def record_episode(env: TaskEnv, policy: Policy, seed: int) -> tuple[list[np.nda
 
 def _tile(frame: np.ndarray, title: str, subtitle: str) -> np.ndarray:
     image = Image.fromarray(np.asarray(frame, np.uint8))
-    image.thumbnail((TILE, TILE))
-    image = image.resize((round(image.width * TILE / max(image.size)), round(image.height * TILE / max(image.size))))
+    image = ImageOps.contain(image, (TILE, TILE))
     tile = Image.new("RGB", (TILE, TILE + CAPTION), "black")
     tile.paste(image, ((TILE - image.width) // 2, CAPTION + (TILE - image.height) // 2))
     draw = ImageDraw.Draw(tile)

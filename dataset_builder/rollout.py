@@ -47,12 +47,15 @@ def episode_seed(task: str, index: int, base_seed: int, *, purpose: str = "build
     return int(np.random.SeedSequence([base_seed, key, index, attempt]).generate_state(1)[0])
 
 
-def play(env: TaskEnv, seed: int) -> Generator[tuple[Observation, float | None], Action, Episode]:
+def play(
+    env: TaskEnv, seed: int, keep_observations: bool = True
+) -> Generator[tuple[Observation, float | None], Action, Episode]:
     """One episode as a conversation: yields (observation, reward), is sent the action, returns the `Episode`.
 
-    `rollout` holds this conversation with one policy; `evaluation` holds many at once with one batched agent.
+    `rollout` holds this conversation with one policy; `evaluation` holds many at once with one batched agent, and
+    keeps no observations: those of a long Atari episode take 760 MB.
     """
-    recorded: dict[str, list] = {key: [] for key in env.task.observation_keys}
+    recorded: dict[str, list] = {key: [] for key in env.task.observation_keys} if keep_observations else {}
     actions, rewards, successes = [], [], []
     observation, info = env.reset(seed=seed)
     reward, terminated, truncated = None, False, False
@@ -78,7 +81,13 @@ def play(env: TaskEnv, seed: int) -> Generator[tuple[Observation, float | None],
     )
 
 
-def rollout(env: TaskEnv, policy: Policy, seed: int, on_step: Callable[[TaskEnv], None] | None = None) -> Episode:
+def rollout(
+    env: TaskEnv,
+    policy: Policy,
+    seed: int,
+    on_step: Callable[[TaskEnv], None] | None = None,
+    keep_observations: bool = True,
+) -> Episode:
     """Play one episode.
 
     Args:
@@ -87,12 +96,13 @@ def rollout(env: TaskEnv, policy: Policy, seed: int, on_step: Callable[[TaskEnv]
             is shown.
         seed: of the environment's reset and of the policy.
         on_step: called before every action, for instance to render.
+        keep_observations: whether the episode holds them.
 
     Raises:
         ValueError: if the policy returns an action outside the action space's shape, or that is not finite.
         ExpertGaveUp: if an expert found no way on.
     """
-    episode = play(env, seed)
+    episode = play(env, seed, keep_observations)
     observation, reward = next(episode)
     policy.reset(env, seed)
     while True:

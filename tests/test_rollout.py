@@ -33,6 +33,14 @@ def test_an_episode():
     assert "metaworld-reach, seed=3, 500 timesteps" in repr(episode)
 
 
+def test_observations_need_not_be_kept():
+    env = make_env("mujoco-reacher")
+    policy = load_expert("mujoco-reacher")
+    kept, light = (rollout(env, policy, 0, keep_observations=keep) for keep in (True, False))
+    assert light.observations == {}
+    assert np.array_equal(light.rewards, kept.rewards)
+
+
 def test_observation_action_and_reward_stand_beside_each_other():
     env = make_env("mujoco-reacher")
     policy = load_expert("mujoco-reacher")
