@@ -181,8 +181,13 @@ def benchmark_processor(runs: int) -> None:
         "discrete_actions": [rng.integers(0, 6, 32) for _ in range(16)],
         "rewards": [rng.normal(size=32).astype(np.float32) for _ in range(16)],
     }
-    for name, batch in (("processor, Meta-World", vectors), ("processor, Atari", frames)):
-        ms = median_ms(lambda batch=batch: processor(**batch, return_tensors="pt"), 5 * runs)
+    pixels = JatProcessor(processor.image_processor, processor.tokenizer, rescale_observations=False)
+    for name, batch, process in (
+        ("processor, Meta-World", vectors, processor),
+        ("processor, Atari, floats", frames, processor),
+        ("processor, Atari, pixels", frames, pixels),
+    ):
+        ms = median_ms(lambda batch=batch, process=process: process(**batch, return_tensors="pt"), 5 * runs)
         row(name, f"{1e3 * sum(map(len, batch['rewards'])) / ms:,.0f}")
 
 

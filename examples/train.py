@@ -149,7 +149,9 @@ def main() -> None:
         processor = AutoProcessor.from_pretrained(args.init_from)
     else:
         texts = vocabulary_texts(datasets)
-        processor = JatProcessor.from_texts(texts, args.vocab_size, model_max_length=2 * args.window)
+        processor = JatProcessor.from_texts(
+            texts, args.vocab_size, model_max_length=2 * args.window, rescale_observations=False
+        )
     model = make_model(args, processor)
     for name, lengths in windows.lengths.items():
         print(f"{name}: {len(lengths):,} episodes, {lengths.sum():,} timesteps")

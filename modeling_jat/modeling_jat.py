@@ -593,7 +593,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
                 )
             embeddings = self.multi_discrete_encoder(self.transformer.wte(observations))
             return torch.cat([embeddings, rewards], dim=-1)
-        embeddings = self.image_encoder(observations.to(self.dtype))
+        embeddings = self.image_encoder(self._rescale(observations))
         return embeddings + self.image_reward_encoder(rewards) if self.config.image_rewards else embeddings
 
     def embed_trajectories(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -606,6 +606,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         if kind == "discrete_actions":
             return self.transformer.wte(inputs[kind])
         return self.continuous_encoder(cyclic_expand(inputs[kind].to(self.dtype), self.config.max_continuous_size))
+
+    def _rescale(self, images: Tensor) -> Tensor:
+        """Images as floats in -1..1; those of type uint8 are pixels."""
+        return images.to(self.dtype) / 127.5 - 1 if images.dtype == torch.uint8 else images.to(self.dtype)
 
     def _expand_observations(self, observations: Tensor, rewards: Tensor) -> Tensor:
         return cyclic_expand(torch.cat([observations.to(self.dtype), rewards], dim=-1), self.config.max_continuous_size)
@@ -641,7 +645,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             pixel_values: (B, 3, image_size, image_size), an image that stands before the text.
             continuous_observations: (B, L, size).
             discrete_observations: (B, L, max_discrete_value).
-            image_observations: (B, L, channels, 84, 84), in -1..1.
+            image_observations: (B, L, channels, 84, 84), in -1..1 or as pixels of type uint8.
             continuous_actions: (B, L, size).
             discrete_actions: (B, L).
             rewards: (B, L), the reward received before each observation, 0 at the start of an episode.
@@ -765,7 +769,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
                 inputs["continuous_observations"], inputs["rewards"][..., None].to(self.dtype)
             )
         else:
-            target = inputs["image_observations"]
+            target = self._rescale(inputs["image_observations"])
         errors = F.mse_loss(predicted[:, :-1].float(), target[:, 1:].float(), reduction="none").flatten(2).mean(-1)
         if weight is not None:
             errors = errors * weight[:, 1:]

@@ -275,6 +275,15 @@ class TestForward:
         torch.testing.assert_close(model(**changed).pred_actions[:, :4], model(**batch).pred_actions[:, :4])
 
     @torch.no_grad()
+    def test_pixels_may_stay_pixels(self, make_model):
+        model, batch = make_model(), image_batch()
+        pixels = torch.randint(0, 256, batch["image_observations"].shape, dtype=torch.uint8)
+        floats = (pixels / 255 - 0.5) / 0.5
+        a, b = (model(**{**batch, "image_observations": images}) for images in (pixels, floats))
+        torch.testing.assert_close(a.loss, b.loss)
+        torch.testing.assert_close(a.pred_actions, b.pred_actions, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
     def test_rewards_reach_every_kind(self, make_model):
         model = make_model()
         for batch in (continuous_batch(), discrete_batch(), image_batch()):

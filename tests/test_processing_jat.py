@@ -85,6 +85,13 @@ class TestTimestep:
         assert image[0].unique().tolist() == [1.0]
         assert image[1:].unique().tolist() == [-1.0]
 
+    def test_pixels_may_stay_pixels(self, processor):
+        plain = JatProcessor(processor.image_processor, processor.tokenizer, rescale_observations=False)
+        frames = np.arange(84 * 84 * 4, dtype=np.uint32).reshape(84, 84, 4).astype(np.uint8)
+        image = plain({"image_observation": frames})["image_observations"]
+        assert image.dtype == torch.uint8
+        assert np.array_equal(image[0, 0], np.moveaxis(frames, -1, 0))
+
     def test_a_long_mission_is_cut(self, processor):
         observation = {"discrete_observation": np.zeros(148, np.int64), "text_observation": "go to the red ball " * 40}
         assert processor(observation)["discrete_observations"].shape == (1, 1, 212)
