@@ -234,10 +234,11 @@ def build(
         for footer in _write_shards(open_shards, num_workers):
             bar.set_description(footer["recipe"]["task"], refresh=False)
             bar.update(len(footer["episodes"]))
+    planned = set(paths.values())
     for recipe in recipes:
         folder = output / recipe.task
         for path in folder.iterdir():
-            if path not in paths.values():  # a last shard that has more episodes now, or one that was never finished
+            if path not in planned:  # a last shard that has more episodes now, or one that was never finished
                 path.unlink()
         write_manifest(folder)
     write_dataset_card(output)
