@@ -18,6 +18,13 @@ TRAJECTORY_VARIANTS = [
     *(("b_discrete", variant) for variant in ("ones", "noloss")),
     *(("b_discrete_masked", variant) for variant in ("mask", "mask_weight")),
     *(("c_image", variant) for variant in ("ones", "mask", "mask_weight", "noloss")),
+    # Kinds that no task mixes, and the limits: one value, all 377, the full context.
+    *(("h_continuous_discrete", variant) for variant in ("ones", "mask_weight")),
+    *(
+        (case, variant)
+        for case in ("h_discrete_continuous", "h_image_continuous", "h_one_value", "h_most_values", "h_full_context")
+        for variant in ("none", "ones", "mask_weight")
+    ),
 ]
 
 
