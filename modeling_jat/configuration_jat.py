@@ -11,6 +11,7 @@ PUBLISHED_BEHAVIOUR = {
     "discrete_loss_weighting": "batch_mean",
     "image_rewards": False,
     "action_feedback": "predicted",
+    "first_token_loss": False,
 }
 
 
@@ -50,6 +51,11 @@ class JatConfig(PreTrainedConfig):
         image_rewards: whether an image observation's embedding carries the reward, as the other kinds' do.
         action_feedback: what the agent sees of its own continuous actions: the "executed" one, inside the bounds, as
             in the data; or as published the "predicted" one.
+        first_token_loss: whether the first token of a text behind an image is predicted from the image, so that a
+            caption can be written from nothing else; as published it has no loss.
+        continuous_action_head: how continuous actions are predicted: as published by "regression" with a mean squared
+            error, or "discretized" into bins with a cross-entropy, as in Gato (Reed et al. 2022, section 2.1).
+        num_action_bins: bins of each value of a discretized action; Gato's number.
     """
 
     model_type = "jat"
@@ -85,6 +91,9 @@ class JatConfig(PreTrainedConfig):
     discrete_loss_weighting: str = "per_timestep"
     image_rewards: bool = True
     action_feedback: str = "executed"
+    first_token_loss: bool = True
+    continuous_action_head: str = "regression"
+    num_action_bins: int = 1024
     use_cache: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256
@@ -117,12 +126,13 @@ class JatConfig(PreTrainedConfig):
             faults.append(f"attention_types must hold 'global' and 'local' only, got {sorted(unknown)}")
         if self.image_size % self.patch_size:
             faults.append(f"image_size ({self.image_size}) must be divisible by patch_size ({self.patch_size})")
-        if self.discrete_loss_weighting not in ("per_timestep", "batch_mean"):
-            faults.append(
-                f"discrete_loss_weighting must be 'per_timestep' or 'batch_mean', got {self.discrete_loss_weighting!r}"
-            )
-        if self.action_feedback not in ("executed", "predicted"):
-            faults.append(f"action_feedback must be 'executed' or 'predicted', got {self.action_feedback!r}")
+        for field, choices in (
+            ("discrete_loss_weighting", ("per_timestep", "batch_mean")),
+            ("action_feedback", ("executed", "predicted")),
+            ("continuous_action_head", ("regression", "discretized")),
+        ):
+            if getattr(self, field) not in choices:
+                faults.append(f"{field} must be '{choices[0]}' or '{choices[1]}', got {getattr(self, field)!r}")
         if faults:
             raise ValueError("JatConfig: " + "; ".join(faults))
 

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_jat import JatConfig
 
@@ -35,7 +36,8 @@ class JatOutput(ModelOutput):
         action_loss: scalar, mean squared error of continuous actions or cross-entropy of discrete ones.
         pred_observations: predictions of the observations that follow timesteps 0 to L-1, shaped as the observations;
             None for discrete observations.
-        pred_actions: (B, L, action size), or logits (B, L, vocab_size) for discrete actions.
+        pred_actions: (B, L, action size), or logits: (B, L, vocab_size) for discrete actions, (B, L, action size,
+            num_action_bins) for discretized ones.
         logits: (B, patches + tokens, vocab_size), for text.
         past_key_values: cache of the keys and values.
         hidden_states: one (B, tokens, hidden_size) for the embeddings and one for each block, the last one normed.
@@ -157,14 +159,14 @@ class JatBlock(GradientCheckpointingLayer):
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attn["attention"](self.ln_1(hidden_states), attention_mask, past_key_values, **kwargs)
+    ) -> Tensor:
+        attended, _ = self.attn["attention"](self.ln_1(hidden_states), attention_mask, past_key_values, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
-        hidden_states = hidden_states + self.dropout(self.mlp(self.ln_2(hidden_states)))
-        return hidden_states, weights
+        return hidden_states + self.dropout(self.mlp(self.ln_2(hidden_states)))
 
 
 class JatPreTrainedModel(PreTrainedModel):
+    config: JatConfig
     config_class = JatConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
@@ -173,6 +175,8 @@ class JatPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": JatBlock, "attentions": JatAttention}
 
 
 class JatTrunk(JatPreTrainedModel):
@@ -194,15 +198,14 @@ class JatTrunk(JatPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.wte = value
 
+    @capture_outputs
     def forward(
         self,
         inputs_embeds: Tensor,
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        use_cache: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Pass embeddings of shape (B, tokens, hidden_size) through the blocks.
@@ -210,21 +213,18 @@ class JatTrunk(JatPreTrainedModel):
         `attention_mask` is 1 for real tokens, (B, past and new tokens), or a mask for each kind of block ready for the
         attention function.
         """
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         length = past_length + inputs_embeds.shape[1]
-        if length > self.config.max_position_embeddings:
+        # A static cache counts in a tensor, which compiled code must not look into.
+        if isinstance(length, int) and length > self.config.max_position_embeddings:
             raise ValueError(
                 f"a sequence of {length} tokens does not fit the model's {self.config.max_position_embeddings} "
                 "positions: truncate it (a timestep is two tokens)"
             )
         if position_ids is None:
-            position_ids = torch.arange(past_length, length, device=inputs_embeds.device)[None]
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_length
         if not isinstance(attention_mask, dict):
             arguments = (self.config, inputs_embeds, attention_mask, past_key_values)
             attention_mask = {
@@ -233,18 +233,11 @@ class JatTrunk(JatPreTrainedModel):
             }
 
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
-        all_hidden_states, all_weights = [hidden_states], []
         for block, kind in zip(self.h, self.config.layer_types, strict=True):
-            hidden_states, weights = block(hidden_states, attention_mask[kind], past_key_values, **kwargs)
-            all_hidden_states.append(hidden_states)
-            all_weights.append(weights)
-        all_hidden_states[-1] = hidden_states = self.ln_f(hidden_states)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
-            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
-            attentions=tuple(all_weights) if output_attentions else None,
-        )
+            hidden_states = block(
+                hidden_states, attention_mask=attention_mask[kind], past_key_values=past_key_values, **kwargs
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -330,6 +323,37 @@ class PatchEncoder(nn.Module):
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
+class DiscretizedActionDecoder(nn.Module):
+    """(..., hidden_size) -> (..., size, bins), a score for each bin of each value of a continuous action.
+
+    Gato's discretization (Reed et al. 2022, section 2.1 and figure 14): the mu-law makes small values large, uniform
+    bins over -1..1 follow. Gato does so only with values outside -1..1; here it is with all, so that the bins do not
+    depend on the task. Gato writes an action's values one after the other; here they are predicted together.
+    """
+
+    MU, LARGEST = 100, 256
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__()
+        self.num_bins = config.num_action_bins
+        self.fc = nn.Linear(config.hidden_size, config.hidden_size)
+        self.place = nn.Embedding(config.max_continuous_size, config.hidden_size)  # of a value in its vector
+        self.bins = nn.Linear(config.hidden_size, config.num_action_bins)
+
+    def forward(self, x: Tensor, size: int) -> Tensor:
+        return self.bins(F.gelu(self.fc(x)[..., None, :] + self.place.weight[:size]))
+
+    def encode(self, values: Tensor) -> Tensor:
+        """The bins that values lie in; what is larger than 256 lies in the outermost."""
+        scaled = values.sign() * (values.abs() * self.MU).log1p() / np.log1p(self.LARGEST * self.MU)
+        return ((scaled + 1) / 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
+
+    def decode(self, bins: Tensor) -> Tensor:
+        """The values in the middle of bins."""
+        scaled = 2 * (bins + 0.5) / self.num_bins - 1
+        return scaled.sign() * (scaled.abs() * np.log1p(self.LARGEST * self.MU)).expm1() / self.MU
+
+
 def cyclic_expand(x: Tensor, size: int) -> Tensor:
     """Repeat the last dimension until it has `size` values: [x0, x1, x0, x1, x0, ...]."""
     if x.shape[-1] > size:
@@ -362,7 +386,7 @@ class JatContext:
       behind it has its slot less 1 as its position.
     - `embeddings`: (B, 2 T, hidden_size), the timesteps' tokens before their positions were added.
     - `timesteps`: (B,), how many timesteps a row holds; 0 where an episode begins.
-    - `actions`: (B, ...), the last action of every row.
+    - `actions`: (B, ...), the last action of every row; of a Box within `low` and `high`, its bounds.
 
     A row whose window is full forgets its older half, never the prompt: the newer half is encoded anew at the first
     positions. So the agent always looks back on at least half a window, its positions stay in the range that it was
@@ -374,7 +398,7 @@ class JatContext:
         model: "JatModelForCausalLM",
         action_space: Any,
         num_envs: int | None = None,
-        prompt: Tensor | None = None,
+        prompt: dict[str, Tensor] | None = None,
     ) -> None:
         config = model.config
         rows = 1 if num_envs is None else num_envs
@@ -383,7 +407,25 @@ class JatContext:
         self.model = model
         self.action_space = action_space
         self.num_envs = num_envs
-        self.prompt_length = 0 if prompt is None else prompt.shape[1]
+        options = {"device": model.device, "dtype": model.dtype}
+        # gymnasium is not imported here: its spaces are told by what they have.
+        if hasattr(action_space, "n") and 0 <= action_space.start <= config.vocab_size - action_space.n:
+            self.actions = torch.zeros(rows, dtype=torch.long, device=model.device)
+        elif (
+            hasattr(action_space, "low")
+            and len(action_space.shape) == 1
+            and action_space.shape[0] <= (config.max_continuous_size)
+        ):
+            self.actions = torch.zeros((rows, *action_space.shape), **options)
+            self.low = torch.as_tensor(action_space.low, dtype=torch.float32, device=model.device)
+            self.high = torch.as_tensor(action_space.high, dtype=torch.float32, device=model.device)
+        else:
+            raise ValueError(
+                f"expected a Discrete action space within 0 to {config.vocab_size - 1}, or a Box of one dimension with "
+                f"at most {config.max_continuous_size} values, got {action_space}"
+            )
+        prompt_tokens = self._embed_prompt(prompt or {})
+        self.prompt_length = prompt_tokens.shape[1]
         self.window = (config.max_position_embeddings - self.prompt_length) // 2
         if self.window < 1:
             raise ValueError(
@@ -391,24 +433,48 @@ class JatContext:
                 f"{config.max_position_embeddings} positions: shorten it"
             )
         slots = self.prompt_length + 2 * self.window
-        options = {"device": model.device, "dtype": model.dtype}
         self.keys = torch.zeros(
             (config.num_layers, rows, slots, config.num_heads, config.hidden_size // config.num_heads), **options
         )
         self.values = torch.zeros_like(self.keys)
         self.embeddings = torch.zeros((rows, 2 * self.window, config.hidden_size), **options)
         self.timesteps = torch.zeros(rows, dtype=torch.long, device=model.device)
-        if hasattr(action_space, "n"):  # gymnasium is not imported here: its spaces are told by what they have
-            self.actions = torch.zeros(rows, dtype=torch.long, device=model.device)
-        elif hasattr(action_space, "low") and len(action_space.shape) == 1:
-            self.actions = torch.zeros((rows, *action_space.shape), **options)
-        else:
-            raise ValueError(f"expected a Discrete action space or a Box of one dimension, got {action_space}")
-        if prompt is not None:
+        if self.prompt_length:
             slots = torch.arange(self.prompt_length, device=model.device)
-            self._encode(torch.zeros(1, dtype=torch.long, device=model.device), prompt, slots[None])
+            self._encode(torch.zeros(1, dtype=torch.long, device=model.device), prompt_tokens, slots[None])
             for memory in (self.keys, self.values):  # the same prompt for every environment
                 memory[:, 1:, : self.prompt_length] = memory[:, :1, : self.prompt_length]
+
+    @property
+    def action_kind(self) -> str:
+        return "continuous_actions" if self.actions.is_floating_point() else "discrete_actions"
+
+    def _embed_prompt(self, prompt: dict[str, Tensor]) -> Tensor:
+        """(1, P, hidden_size): the instruction, then the demonstration."""
+        prompt = {key: value.to(self.model.device) for key, value in prompt.items() if key != "attention_mask"}
+        embeddings = [torch.zeros((1, 0, self.model.config.hidden_size), device=self.model.device)]
+        if "input_ids" in prompt:
+            embeddings.append(self.model.embed_tokens("input_ids", prompt.pop("input_ids")))
+        if prompt:
+            self._check_demonstration(prompt)
+            embeddings.append(self.model.embed_trajectories(prompt))
+        if any(len(embedding) != 1 for embedding in embeddings):
+            raise ValueError(f"expected one prompt for all environments, got {[len(part) for part in embeddings[1:]]}")
+        return torch.cat(embeddings, dim=1).to(self.model.dtype)
+
+    def _check_demonstration(self, demonstration: dict[str, Tensor]) -> None:
+        space, kind, actions = self.action_space, self.action_kind, demonstration.get(self.action_kind)
+        if actions is None or actions.shape[2:] != space.shape:
+            given = {key: tuple(value.shape) for key, value in demonstration.items()}
+            raise ValueError(f"expected a demonstration with {kind} of shape (1, L, *{space.shape}), got {given}")
+        if kind == "discrete_actions":
+            inside = (actions >= space.start) & (actions < space.start + space.n)
+        elif self.model.config.action_feedback == "executed":
+            inside = (actions >= self.low) & (actions <= self.high)
+        else:
+            inside = actions.isfinite()
+        if not inside.all():
+            raise ValueError(f"expected a demonstration with {kind} inside {space}, got {actions[~inside].tolist()}")
 
     def reset(self, rows: Any = None) -> None:
         """Begin a new episode in the rows of a list of indices or a boolean mask, or in all."""
@@ -512,6 +578,14 @@ def _given(kinds: tuple[str, ...], inputs: dict[str, Any]) -> str:
     return given[0]
 
 
+def _check_shapes(dimensions: int, **tensors: Tensor | None) -> None:
+    """Refuse tensors that differ in the first dimensions: the batch, or the batch and the timesteps."""
+    shapes = {name: tuple(tensor.shape[:dimensions]) for name, tensor in tensors.items() if tensor is not None}
+    if len(set(shapes.values())) > 1:
+        what = "batch size" if dimensions == 1 else "batch size and number of timesteps"
+        raise ValueError(f"expected one {what}, got {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
+
+
 class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
     """A transformer over trajectories, text and images.
 
@@ -535,6 +609,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         r"attn\.attention\.(masked_)?bias$",  # causal masks, which older versions of GPT-Neo stored
     ]
 
+    _tied_weights_keys = {"single_discrete_decoder.weight": "transformer.wte.weight"}  # where the config ties them
+
     def __init__(self, config: JatConfig) -> None:
         super().__init__(config)
         hidden_size, reduced_size = config.hidden_size, config.hidden_size // 50
@@ -553,6 +629,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             self.image_reward_encoder = nn.Linear(1, hidden_size, bias=False)
         self.single_discrete_decoder = nn.Linear(hidden_size, config.vocab_size, bias=False)
         self.continuous_decoder = nn.Linear(hidden_size, config.max_continuous_size)
+        if config.continuous_action_head == "discretized":
+            self.discretized_action_decoder = DiscretizedActionDecoder(config)
         self.image_decoder = PerTimestep(ImageDecoder(config))
         self.context: JatContext | None = None
         self.post_init()
@@ -568,6 +646,30 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.single_discrete_decoder = value
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a model, whole: see [`~transformers.PreTrainedModel.from_pretrained`] for the arguments.
+
+        Raises:
+            ValueError: if the checkpoint lacks weights, which would be random, or holds others. With
+                `output_loading_info` the model is returned anyway, with the lists of them.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        faults = [
+            f"{fault.removesuffix('_keys')} {', '.join(sorted(info[fault]))}"
+            for fault in ("missing_keys", "unexpected_keys")
+            if info[fault]
+        ]
+        if faults:
+            raise ValueError(
+                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')} is not a checkpoint of this "
+                f"configuration: weights {'; weights '.join(faults)}. To load what fits, and the rest at random, pass "
+                "output_loading_info=True"
+            )
+        return model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save the model, and its code for `trust_remote_code=True`."""
@@ -586,15 +688,37 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         if kind == "continuous_observations":
             return self.continuous_encoder(self._expand_observations(observations, rewards))
         if kind == "discrete_observations":
-            if observations.shape[-1] != self.config.max_discrete_value:
-                raise ValueError(
-                    f"discrete_observations must have {self.config.max_discrete_value} values a timestep, mission "
-                    f"tokens included, got {observations.shape[-1]}"
-                )
-            embeddings = self.multi_discrete_encoder(self.transformer.wte(observations))
-            return torch.cat([embeddings, rewards], dim=-1)
+            return torch.cat([self._embed_discrete_observations(observations), rewards], dim=-1)
         embeddings = self.image_encoder(self._rescale(observations))
         return embeddings + self.image_reward_encoder(rewards) if self.config.image_rewards else embeddings
+
+    def _embed_discrete_observations(self, observations: Tensor) -> Tensor:
+        if observations.shape[-1] != self.config.max_discrete_value:
+            raise ValueError(
+                f"discrete_observations must have {self.config.max_discrete_value} values a timestep, mission tokens "
+                f"included, got {observations.shape[-1]}"
+            )
+        reduce = self.multi_discrete_encoder[1]
+        if observations.numel() > self.config.vocab_size:
+            # Reducing every token once is less work than reducing each of so many values.
+            self._check_tokens("discrete_observations", observations)
+            reduced = F.embedding(observations, reduce(self.transformer.wte.weight))
+        else:
+            reduced = reduce(self.embed_tokens("discrete_observations", observations))
+        return self.multi_discrete_encoder[2:](reduced)
+
+    def embed_tokens(self, name: str, tokens: Tensor) -> Tensor:
+        """Embed tokens of the vocabulary; `name` is what an error calls them."""
+        self._check_tokens(name, tokens)
+        return self.transformer.wte(tokens)
+
+    def _check_tokens(self, name: str, tokens: Tensor) -> None:
+        if tokens.device.type != "cpu" or torch.compiler.is_compiling():  # where looking would make others wait
+            return
+        if tokens.numel() and int(tokens.max()) >= self.config.vocab_size:
+            raise ValueError(
+                f"{name} must be below the vocabulary's {self.config.vocab_size} tokens, got {int(tokens.max())}"
+            )
 
     def embed_trajectories(self, inputs: dict[str, Tensor]) -> Tensor:
         """Embed observations and actions in turn, (B, 2 L, hidden_size)."""
@@ -604,7 +728,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         """Embed actions, (B, L, hidden_size)."""
         kind = _given(_ACTION_KINDS, inputs)
         if kind == "discrete_actions":
-            return self.transformer.wte(inputs[kind])
+            return self.embed_tokens(kind, inputs[kind])
         return self.continuous_encoder(cyclic_expand(inputs[kind].to(self.dtype), self.config.max_continuous_size))
 
     def _rescale(self, images: Tensor) -> Tensor:
@@ -616,6 +740,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     # Training
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -630,12 +755,13 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         prompt_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         loss_weight: Tensor | None = None,
         return_loss: bool = True,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> JatOutput:
         """Predict the actions and observations of trajectories, or the next tokens of text.
@@ -654,26 +780,41 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             prompt_attention_mask: (B, P), 1 where the prompt is real; a row may have none.
             attention_mask: (B, L) or (B, tokens), 1 where an input is real and 0 where it is padding.
             position_ids: (B, tokens), of all tokens; counted from the first one by default.
+            inputs_embeds: (B, tokens, hidden_size), instead of `input_ids`.
             past_key_values: cache of earlier tokens.
             labels: (B, tokens), the text to predict, -100 where there is none; default: `input_ids`.
             loss_weight: (B, L), weight of each timestep's losses.
             return_loss: whether to compute losses.
-            use_cache: whether to return the cache.
+            use_cache: whether to return the cache; by default as configured for text, but for training.
             logits_to_keep: compute logits for so many last tokens only; 0 for all.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what the loss function of
+                transformers' causal language models takes (`shift_labels`, `num_items_in_batch`).
 
         Raises:
             ValueError: if not exactly one kind of observation and one kind of action come with rewards, or sizes do
                 not fit.
         """
+        is_text = input_ids is not None or inputs_embeds is not None or pixel_values is not None
+        if use_cache is None:
+            use_cache = is_text and self.config.use_cache and not self.training
         trunk_options = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "use_cache": use_cache,
             **kwargs,
         }
-        if input_ids is not None or pixel_values is not None:
+        if is_text:
+            if input_ids is not None and inputs_embeds is not None:
+                raise ValueError("expected input_ids or inputs_embeds, got both")
+            _check_shapes(1, input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, labels=labels)
+            if inputs_embeds is None and input_ids is not None:
+                inputs_embeds = self.embed_tokens("input_ids", input_ids)
+            if pixel_values is not None:
+                patches = self.vit_encoder(pixel_values.to(self.dtype))
+                inputs_embeds = patches if inputs_embeds is None else torch.cat([patches, inputs_embeds], dim=1)
+            labels = input_ids if labels is None else labels
             return self._forward_text(
-                input_ids, pixel_values, attention_mask, labels, return_loss, logits_to_keep, trunk_options
+                inputs_embeds, attention_mask, labels if return_loss else None, logits_to_keep, trunk_options
             )
         trajectories = {
             "continuous_observations": continuous_observations,
@@ -683,8 +824,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             "discrete_actions": discrete_actions,
             "rewards": rewards,
         }
+        _check_shapes(2, **trajectories, attention_mask=attention_mask, loss_weight=loss_weight)
         prompt = None
         if prompt_input_ids is not None:
+            _check_shapes(1, prompt_input_ids=prompt_input_ids, rewards=rewards)
             if prompt_attention_mask is None:
                 prompt_attention_mask = torch.ones_like(prompt_input_ids)
             prompt = (prompt_input_ids, prompt_attention_mask)
@@ -707,7 +850,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             prompt_ids, prompt_mask = prompt
             if token_mask is None:
                 token_mask = torch.ones(tokens.shape[:2], dtype=prompt_mask.dtype, device=tokens.device)
-            tokens = torch.cat([self.transformer.wte(prompt_ids), tokens], dim=1)
+            tokens = torch.cat([self.embed_tokens("prompt_input_ids", prompt_ids), tokens], dim=1)
             token_mask = torch.cat([prompt_mask, token_mask], dim=1)
             # The padding of a shorter prompt takes no positions.
             trunk_options = {**trunk_options, "position_ids": (token_mask.cumsum(dim=1) - 1).clamp(min=0)}
@@ -718,11 +861,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         at_observations, at_actions = hidden_states.unbind(dim=2)
 
         # 3. Actions from the observation tokens, the next observations from the action tokens.
-        action_size = inputs["continuous_actions"].shape[-1] if inputs["continuous_actions"] is not None else None
-        if action_size is None:
-            pred_actions = self.single_discrete_decoder(at_observations)
-        else:
-            pred_actions = self.continuous_decoder(at_observations)
+        pred_actions = self._decode_actions(at_observations, inputs)
         pred_observations = self._decode_observations(at_actions, inputs)
 
         # 4. Losses.
@@ -738,14 +877,24 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             }
         if inputs["continuous_observations"] is not None:
             pred_observations = pred_observations[..., : inputs["continuous_observations"].shape[-1]]
+        if inputs["continuous_actions"] is not None and self.config.continuous_action_head == "regression":
+            pred_actions = pred_actions[..., : inputs["continuous_actions"].shape[-1]]
         return JatOutput(
             **losses,
             pred_observations=pred_observations,
-            pred_actions=pred_actions if action_size is None else pred_actions[..., :action_size],
+            pred_actions=pred_actions,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _decode_actions(self, at_observations: Tensor, inputs: dict[str, Tensor | None]) -> Tensor:
+        actions = inputs["continuous_actions"]
+        if actions is None:
+            return self.single_discrete_decoder(at_observations)
+        if self.config.continuous_action_head == "discretized":
+            return self.discretized_action_decoder(at_observations, actions.shape[-1])
+        return self.continuous_decoder(at_observations)
 
     def _decode_observations(self, at_actions: Tensor, inputs: dict[str, Tensor | None]) -> Tensor | None:
         if inputs["continuous_observations"] is not None:
@@ -778,72 +927,111 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
     def _action_loss(
         self, predicted: Tensor, inputs: dict[str, Tensor | None], mask: Tensor | None, weight: Tensor | None
     ) -> Tensor:
-        """Mean squared error of continuous actions, cross-entropy of discrete ones."""
-        if inputs["continuous_actions"] is not None:
-            target = cyclic_expand(inputs["continuous_actions"].to(self.dtype), self.config.max_continuous_size)
-            errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(-1)
-        else:
+        """Mean squared error of continuous actions, cross-entropy of discrete and discretized ones."""
+        actions = inputs["continuous_actions"]
+        if actions is None:
             errors = F.cross_entropy(predicted.float().transpose(1, 2), inputs["discrete_actions"], reduction="none")
             if weight is not None and self.config.discrete_loss_weighting == "batch_mean":
                 return masked_mean(errors, mask) * masked_mean(weight, mask)
+        elif self.config.continuous_action_head == "discretized":
+            bins = self.discretized_action_decoder.encode(actions.float())
+            errors = F.cross_entropy(predicted.float().movedim(-1, 1), bins, reduction="none").mean(-1)
+        else:
+            target = cyclic_expand(actions.to(self.dtype), self.config.max_continuous_size)
+            errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(-1)
         return masked_mean(errors * weight if weight is not None else errors, mask)
 
     def _forward_text(
         self,
-        input_ids: Tensor | None,
-        pixel_values: Tensor | None,
-        attention_mask: Tensor | None,
+        embeddings: Tensor,
+        attention_mask: Tensor | dict[str, Tensor] | None,
         labels: Tensor | None,
-        return_loss: bool,
-        logits_to_keep: int,
+        logits_to_keep: int | Tensor,
         trunk_options: dict[str, Any],
     ) -> JatOutput:
-        embeddings = []
-        if pixel_values is not None:
-            embeddings.append(self.vit_encoder(pixel_values.to(self.dtype)))
-        if input_ids is not None:
-            embeddings.append(self.transformer.wte(input_ids))
-        embeddings = torch.cat(embeddings, dim=1)
         token_mask = attention_mask
         if isinstance(attention_mask, Tensor):
-            # The mask covers the text; image patches, new or cached, stand before it.
+            # The mask may cover the text only; image patches, new or cached, stand before it.
             past = trunk_options["past_key_values"]
             patches = embeddings.shape[1] + (past.get_seq_length() if past is not None else 0) - attention_mask.shape[1]
             token_mask = F.pad(attention_mask, (patches, 0), value=1)
 
         outputs = self.transformer(embeddings, token_mask, **trunk_options)
-        logits = self.single_discrete_decoder(outputs.last_hidden_state[:, -logits_to_keep:])
+        logits = self.single_discrete_decoder(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
 
-        loss = None
-        labels = input_ids if labels is None else labels
-        if return_loss and labels is not None and labels.shape[1] > 1:
-            target = labels[:, 1:]
-            if attention_mask is not None:
-                real = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)  # padding predicts nothing
-                target = target.masked_fill(~real, -100)
-            predicted = logits[:, -labels.shape[1] : -1]
-            loss = F.cross_entropy(predicted.float().transpose(1, 2), target, ignore_index=-100)
         return JatOutput(
-            loss=loss,
+            loss=None if labels is None else self._text_loss(logits, labels, token_mask, **trunk_options),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
+    def _text_loss(self, logits: Tensor, labels: Tensor, token_mask: Tensor | None, **kwargs: Any) -> Tensor:
+        """Cross-entropy of each token of the text, predicted from the one before it."""
+        if not self.config.first_token_loss:
+            labels = F.pad(labels[:, 1:], (1, 0), value=-100)
+        labels = F.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=-100)
+        if token_mask is not None:
+            # Padding is not predicted and predicts nothing.
+            real = token_mask[:, -labels.shape[1] :] != 0
+            labels = labels.masked_fill(~(real & F.pad(real[:, :-1], (1, 0), value=True)), -100)
+        targets = kwargs.get("shift_labels")
+        targets = labels[:, 1:] if targets is None else targets
+        if kwargs.get("num_items_in_batch") is None:
+            kwargs["num_items_in_batch"] = (targets != -100).sum().clamp(min=1)
+        return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, past_key_values: Cache | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        pixel_values: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         if pixel_values is not None:
             # The patches take the first positions; once they are in the cache the image is not needed again.
-            positions = inputs["position_ids"] + self.config.num_patches
+            patches = self.config.num_patches
+            position_ids = position_ids + patches
+            if attention_mask is not None:
+                attention_mask = F.pad(attention_mask, (patches, 0), value=1)
             if past_key_values is None or past_key_values.get_seq_length() == 0:
-                patches = torch.arange(self.config.num_patches, device=positions.device).expand(len(positions), -1)
-                positions = torch.cat([patches, positions], dim=1)
-                inputs["pixel_values"] = pixel_values
-            inputs["position_ids"] = positions
+                image = self.vit_encoder(pixel_values.to(self.device, self.dtype))
+                inputs_embeds = torch.cat([image, self.embed_tokens("input_ids", input_ids)], dim=1)
+                positions = torch.arange(patches, device=position_ids.device).expand(len(position_ids), -1)
+                position_ids = torch.cat([positions, position_ids], dim=1)
+                next_sequence_length, is_first_iteration = None, True
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            position_ids=position_ids,
+            **kwargs,
+        )
         return {**inputs, "return_loss": False}
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """A static cache has room for the patches too."""
+        if model_kwargs.get("pixel_values") is not None:
+            max_cache_length += self.config.num_patches
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
 
     # Acting
 
@@ -864,22 +1052,11 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             The context that `get_next_action` uses unless it is handed another one.
 
         Raises:
-            ValueError: if the action space is of another kind, or the prompt is longer than the model's positions.
+            ValueError: if the action space is of another kind, the prompt is longer than the model's positions, or a
+                demonstration's actions are outside the action space.
         """
-        self.context = JatContext(self, action_space, num_envs, self._embed_prompt(prompt) if prompt else None)
+        self.context = JatContext(self, action_space, num_envs, prompt)
         return self.context
-
-    def _embed_prompt(self, prompt: dict[str, Tensor]) -> Tensor:
-        """(1, P, hidden_size): the instruction, then the demonstration."""
-        prompt = {key: value.to(self.device) for key, value in prompt.items() if key != "attention_mask"}
-        embeddings = []
-        if "input_ids" in prompt:
-            embeddings.append(self.transformer.wte(prompt.pop("input_ids")))
-        if prompt:
-            embeddings.append(self.embed_trajectories(prompt))
-        if any(len(embedding) != 1 for embedding in embeddings):
-            raise ValueError(f"expected one prompt for all environments, got {[len(part) for part in embeddings]}")
-        return torch.cat(embeddings, dim=1)
 
     @torch.no_grad()
     def get_next_action(
@@ -895,10 +1072,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         Args:
             inputs: one timestep, from `processor(observation, reward=reward)`.
             context: what the agent remembers, from `reset`; by default the one that was started last.
-            deterministic: take the likeliest of discrete actions rather than sample one.
+            deterministic: take the likeliest of discrete or discretized actions rather than sample one.
             context_window: timesteps that the agent looks back at most; by default all that the model has positions
                 for. See [`JatContext`] for what happens beyond.
-            temperature: divides the logits of discrete actions before sampling; above 0.
+            temperature: divides the logits of those actions before sampling; above 0.
 
         Returns:
             The action, ready for `env.step`: a float32 array inside the Box, or an int. For `num_envs` environments
@@ -919,29 +1096,32 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
         begun = (context.timesteps > 0)[:, None]
         observation = self.embed_observations({**inputs, "rewards": inputs["rewards"] * begun})
-        kind = "continuous_actions" if context.actions.is_floating_point() else "discrete_actions"
-        action = self.embed_actions({kind: context.actions[:, None]})
+        action = self.embed_actions({context.action_kind: context.actions[:, None]})
         hidden_state = context.append(torch.cat([action, observation], dim=1), window)
 
-        if kind == "continuous_actions":
-            predicted = _decode(self.continuous_decoder, hidden_state, context.action_space.shape[0])
-            low, high = (
-                torch.as_tensor(bound, device=self.device)
-                for bound in (context.action_space.low, context.action_space.high)
-            )
-            executed = predicted.float().clamp(low, high)
-            context.actions = executed.to(self.dtype) if self.config.action_feedback == "executed" else predicted
+        def choose(logits: Tensor) -> Tensor:
+            if deterministic:
+                return logits.argmax(-1)
+            probabilities = (logits.float() / temperature).softmax(-1)
+            return torch.multinomial(probabilities.flatten(0, -2), num_samples=1).view(logits.shape[:-1])
+
+        if context.action_kind == "continuous_actions":
+            size = context.action_space.shape[0]
+            if self.config.continuous_action_head == "discretized":
+                decoder = self.discretized_action_decoder
+                predicted = decoder.decode(choose(decoder(hidden_state, size)))
+            else:
+                predicted = _decode(self.continuous_decoder, hidden_state, 0, size).float()
+            executed = predicted.clamp(context.low, context.high)
+            context.actions = (executed if self.config.action_feedback == "executed" else predicted).to(self.dtype)
             chosen = executed.cpu().numpy()
         else:
-            logits = _decode(self.single_discrete_decoder, hidden_state, int(context.action_space.n))
-            if deterministic:
-                context.actions = logits.argmax(-1)
-            else:
-                context.actions = torch.multinomial((logits.float() / temperature).softmax(-1), num_samples=1)[:, 0]
+            first, number = int(context.action_space.start), int(context.action_space.n)
+            context.actions = first + choose(_decode(self.single_discrete_decoder, hidden_state, first, number))
             chosen = context.actions.cpu().numpy()
         if context.num_envs is not None:
             return chosen
-        return chosen[0] if kind == "continuous_actions" else int(chosen[0])
+        return chosen[0] if context.action_kind == "continuous_actions" else int(chosen[0])
 
     def _check_context(self, inputs: dict[str, Tensor], context: JatContext | None) -> JatContext:
         if context is None:
@@ -954,10 +1134,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         return context
 
 
-def _decode(decoder: nn.Linear, hidden_state: Tensor, size: int) -> Tensor:
-    """The first `size` outputs of a decoder, without computing the others."""
-    bias = decoder.bias[:size] if decoder.bias is not None else None
-    return F.linear(hidden_state, decoder.weight[:size], bias)
+def _decode(decoder: nn.Linear, hidden_state: Tensor, first: int, number: int) -> Tensor:
+    """Some of a decoder's outputs, without computing the others."""
+    some = slice(first, first + number)
+    return F.linear(hidden_state, decoder.weight[some], decoder.bias[some] if decoder.bias is not None else None)
 
 
 JatModelForCausalLM.register_for_auto_class("AutoModelForCausalLM")

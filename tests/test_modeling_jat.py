@@ -411,7 +411,9 @@ class TestActing:
         inputs = acting_inputs([0], 0)
         with pytest.raises(ValueError, match=r"model\.reset"):
             model.get_next_action(inputs)
-        with pytest.raises(ValueError, match="expected a Discrete action space or a Box of one dimension"):
+        with pytest.raises(
+            ValueError, match="expected a Discrete action space within 0 to 299, or a Box of one dimension"
+        ):
             model.reset(spaces.MultiDiscrete([2, 2]))
         context = model.reset(spaces.Box(-1, 1, (3,)), num_envs=2)
         with pytest.raises(ValueError, match="expected observations of 2 environments, got 1"):
@@ -428,7 +430,8 @@ def instruction(*tokens):
 
 
 def demonstration(length=4):
-    return continuous_batch(batch=1, length=length)
+    batch = continuous_batch(batch=1, length=length)
+    return {**batch, "continuous_actions": batch["continuous_actions"].clamp(-1, 1)}
 
 
 class TestPrompts:
