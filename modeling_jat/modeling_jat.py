@@ -465,8 +465,9 @@ class JatContext:
     def _check_demonstration(self, demonstration: dict[str, Tensor]) -> None:
         space, kind, actions = self.action_space, self.action_kind, demonstration.get(self.action_kind)
         if actions is None or actions.shape[2:] != space.shape:
+            shape = ", ".join(["1", "L", *map(str, space.shape)])
             given = {key: tuple(value.shape) for key, value in demonstration.items()}
-            raise ValueError(f"expected a demonstration with {kind} of shape (1, L, *{space.shape}), got {given}")
+            raise ValueError(f"expected a demonstration with {kind} of shape ({shape}), got {given}")
         if kind == "discrete_actions":
             inside = (actions >= space.start) & (actions < space.start + space.n)
         elif self.model.config.action_feedback == "executed":
@@ -1017,6 +1018,16 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         return {**inputs, "return_loss": False}
+
+    def _prepare_model_inputs(
+        self, inputs: Tensor | None, bos_token_id: Tensor | None, model_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, str | None, dict[str, Any]]:
+        """A text may begin with nothing but an image, if the model has learnt to."""
+        no_text = inputs is None and model_kwargs.get("input_ids") is None
+        if no_text and model_kwargs.get("pixel_values") is not None and self.config.first_token_loss:
+            pixel_values = model_kwargs.pop("pixel_values")
+            model_kwargs["inputs_embeds"] = self.vit_encoder(pixel_values.to(self.device, self.dtype))
+        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
     def _prepare_cache_for_generation(
         self,

@@ -83,3 +83,33 @@ def make_model():
 @pytest.fixture
 def load_task(data_folder):
     return lambda name, split="train": load_dataset(str(data_folder), name, split=split)
+
+
+def continuous_batch(batch=2, length=6, size=5, actions=3):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "continuous_observations": torch.randn(batch, length, size, generator=generator),
+        "continuous_actions": torch.randn(batch, length, actions, generator=generator),
+        "rewards": torch.randn(batch, length, generator=generator),
+    }
+
+
+def discrete_batch(batch=2, length=6):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "discrete_observations": torch.randint(0, 10, (batch, length, 212), generator=generator),
+        "discrete_actions": torch.randint(0, 7, (batch, length), generator=generator),
+        "rewards": torch.randn(batch, length, generator=generator),
+    }
+
+
+def image_batch(batch=2, length=3):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image_observations": torch.rand(batch, length, 4, 84, 84, generator=generator) * 2 - 1,
+        "discrete_actions": torch.randint(0, 6, (batch, length), generator=generator),
+        "rewards": torch.randn(batch, length, generator=generator),
+    }
+
+
+KINDS = {"continuous": continuous_batch, "discrete": discrete_batch, "image": image_batch}

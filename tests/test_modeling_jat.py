@@ -1,14 +1,9 @@
-import json
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 import torch
-from conftest import PARITY, make_config
+from conftest import KINDS, PARITY, continuous_batch, discrete_batch, image_batch, make_config
 from gymnasium import spaces
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 
 from modeling_jat import JatConfig, JatModelForCausalLM
 
@@ -156,6 +151,8 @@ class TestParity:
         assert published.discrete_loss_weighting == "batch_mean"
         assert published.action_feedback == "predicted"
         assert not published.image_rewards
+        assert not published.first_token_loss
+        assert published.continuous_action_head == "regression"
 
     def test_weights_are_all_used(self):
         _, info = AutoModel.from_pretrained(PARITY / "tiny", output_loading_info=True)
@@ -194,41 +191,12 @@ class TestConfig:
             ({"attention_types": [[["global", "near"], 1]]}, "'global' and 'local' only"),
             ({"patch_size": 15}, "divisible by patch_size"),
             ({"action_feedback": "none"}, "'executed' or 'predicted'"),
+            ({"continuous_action_head": "bins"}, "'regression' or 'discretized'"),
         ],
     )
     def test_sizes_that_do_not_fit_are_refused(self, wrong, message):
         with pytest.raises(Exception, match=message):
             make_config(**wrong)
-
-
-def continuous_batch(batch=2, length=6, size=5, actions=3):
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "continuous_observations": torch.randn(batch, length, size, generator=generator),
-        "continuous_actions": torch.randn(batch, length, actions, generator=generator),
-        "rewards": torch.randn(batch, length, generator=generator),
-    }
-
-
-def discrete_batch(batch=2, length=6):
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "discrete_observations": torch.randint(0, 10, (batch, length, 212), generator=generator),
-        "discrete_actions": torch.randint(0, 7, (batch, length), generator=generator),
-        "rewards": torch.randn(batch, length, generator=generator),
-    }
-
-
-def image_batch(batch=2, length=3):
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "image_observations": torch.rand(batch, length, 4, 84, 84, generator=generator) * 2 - 1,
-        "discrete_actions": torch.randint(0, 6, (batch, length), generator=generator),
-        "rewards": torch.randn(batch, length, generator=generator),
-    }
-
-
-KINDS = {"continuous": continuous_batch, "discrete": discrete_batch, "image": image_batch}
 
 
 class TestForward:
@@ -324,6 +292,16 @@ class TestForward:
                 lambda batch: batch.update(continuous_batch(length=33)),
                 "66 tokens does not fit the model's 64 positions",
             ),
+            (
+                lambda batch: batch.update(rewards=torch.zeros(3, 6)),
+                r"one batch size and number of timesteps, got .*rewards \(3, 6\)",
+            ),
+            (lambda batch: batch.update(attention_mask=torch.ones(2, 5)), r"attention_mask \(2, 5\)"),
+            (lambda batch: batch.update(prompt_input_ids=torch.ones(1, 3).long()), r"prompt_input_ids \(1,\)"),
+            (
+                lambda batch: (batch.pop("continuous_actions"), batch.update(discrete_actions=torch.full((2, 6), 300))),
+                "discrete_actions must be below the vocabulary's 300 tokens, got 300",
+            ),
         ],
     )
     def test_wrong_inputs_are_refused(self, make_model, change, message):
@@ -331,6 +309,74 @@ class TestForward:
         change(batch)
         with pytest.raises(ValueError, match=message):
             make_model()(**batch)
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            ({"input_ids": torch.full((1, 2), 300)}, "input_ids must be below"),
+            ({"input_ids": torch.ones(1, 2).long(), "inputs_embeds": torch.zeros(1, 2, 64)}, "got both"),
+            ({"input_ids": torch.ones(2, 2).long(), "pixel_values": torch.zeros(1, 3, 224, 224)}, "one batch size"),
+        ],
+    )
+    def test_wrong_text_is_refused(self, make_model, inputs, message):
+        with pytest.raises(ValueError, match=message):
+            make_model()(**inputs)
+
+    @torch.no_grad()
+    def test_many_discrete_values_are_embedded_as_few_are(self, make_model):
+        """A large batch reduces the table of tokens first, a small one its values."""
+        model, batch = make_model(), discrete_batch()
+        assert batch["discrete_observations"].numel() > model.config.vocab_size
+        together = model.embed_observations(batch)
+        for row in range(2):
+            for t in range(6):
+                one = {key: value[[row], t : t + 1] for key, value in batch.items()}
+                torch.testing.assert_close(model.embed_observations(one)[0, 0], together[row, t])
+
+
+class TestDiscretizedActions:
+    """Gato's head for continuous actions."""
+
+    def test_bins_are_finer_near_zero(self, make_model):
+        decoder = make_model(continuous_action_head="discretized").discretized_action_decoder
+        values = torch.tensor([-300.0, -256.0, -1.0, -0.5, -1e-3, 0.0, 1e-3, 0.5, 1.0, 255.0, 300.0])
+        bins = decoder.encode(values)
+        assert bins.tolist() == sorted(bins.tolist())
+        assert (bins.min(), bins.max()) == (0, 1023)
+        decoded = decoder.decode(bins)
+        assert (decoded - values)[4:7].abs().max() < 2e-4
+        assert (decoded - values)[2:9].abs().max() < 2e-2
+        assert torch.equal(decoder.encode(decoder.decode(torch.arange(1024))), torch.arange(1024))
+
+    def test_loss_is_the_cross_entropy_of_the_bins(self, make_model):
+        model, batch = make_model(continuous_action_head="discretized", num_action_bins=32), continuous_batch()
+        outputs = model(**batch)
+        assert outputs.pred_actions.shape == (2, 6, 3, 32)
+        bins = model.discretized_action_decoder.encode(batch["continuous_actions"])
+        expected = torch.nn.functional.cross_entropy(outputs.pred_actions.flatten(0, 2), bins.flatten())
+        torch.testing.assert_close(outputs.action_loss, expected)
+
+    def test_two_modes_are_learnt_apart(self, make_model):
+        """Where data show -0.5 as often as 0.5, regression answers 0, which is never right; bins answer one of both."""
+        actions = torch.tensor([0.5, -0.5]).repeat(8)[:, None, None].expand(-1, 1, 2)
+        batch = {"continuous_observations": torch.ones(16, 1, 3), "rewards": torch.zeros(16, 1)}
+
+        def chosen(head):
+            model = make_model(continuous_action_head=head).train()
+            optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+            for _ in range(40):
+                loss = model(**batch, continuous_actions=actions).action_loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            model.eval().reset(spaces.Box(-1, 1, (2,)), num_envs=16)
+            torch.manual_seed(0)
+            return np.abs(model.get_next_action(batch))
+
+        assert chosen("regression").max() < 0.2
+        discretized = chosen("discretized")
+        assert np.quantile(discretized, 0.1) > 0.4
+        assert np.quantile(discretized, 0.9) < 0.6
 
 
 def acting_inputs(rows, t):
@@ -406,6 +452,15 @@ class TestActing:
         with pytest.raises(ValueError, match="temperature must be above 0"):
             model.get_next_action(inputs, temperature=0)
 
+    def test_actions_that_do_not_begin_at_zero(self, make_model):
+        """Are the ones that the data hold: `start` is the first."""
+        model = make_model()
+        inputs = {"discrete_observations": torch.zeros(8, 1, 212, dtype=torch.long), "rewards": torch.zeros(8, 1)}
+        model.reset(spaces.Discrete(3, start=5), num_envs=8)
+        torch.manual_seed(0)
+        chosen = np.concatenate([model.get_next_action(inputs) for _ in range(8)])
+        assert set(chosen.tolist()) == {5, 6, 7}
+
     def test_errors(self, make_model):
         model, other = make_model(), make_model()
         inputs = acting_inputs([0], 0)
@@ -415,6 +470,9 @@ class TestActing:
             ValueError, match="expected a Discrete action space within 0 to 299, or a Box of one dimension"
         ):
             model.reset(spaces.MultiDiscrete([2, 2]))
+        for space in (spaces.Discrete(301), spaces.Discrete(3, start=-1), spaces.Box(-1, 1, (378,))):
+            with pytest.raises(ValueError, match="expected a Discrete action space within 0 to 299, or a Box"):
+                model.reset(space)
         context = model.reset(spaces.Box(-1, 1, (3,)), num_envs=2)
         with pytest.raises(ValueError, match="expected observations of 2 environments, got 1"):
             model.get_next_action(inputs)
@@ -525,100 +583,13 @@ class TestPrompts:
         model, space = make_model(), spaces.Box(-1, 1, (3,))
         with pytest.raises(ValueError, match="a prompt of 63 tokens leaves no room for a timestep"):
             model.reset(space, prompt=instruction(*range(63)))
+        with pytest.raises(ValueError, match=r"continuous_actions of shape \(1, L, 2\)"):
+            model.reset(spaces.Box(-1, 1, (2,)), prompt=demonstration())
+        with pytest.raises(ValueError, match=r"continuous_actions inside Box.*got \[2\.0\]"):
+            model.reset(space, prompt={**demonstration(1), "continuous_actions": torch.tensor([[[0.0, 2.0, 0.0]]])})
+        with pytest.raises(ValueError, match="discrete_actions of shape"):
+            model.reset(spaces.Discrete(3), prompt=demonstration())
         with pytest.raises(ValueError, match="one prompt for all environments"):
             model.reset(space, num_envs=2, prompt={"input_ids": torch.ones(2, 3, dtype=torch.long)})
         with pytest.raises(ValueError, match="67 tokens does not fit the model's 64 positions"):
             model(**continuous_batch(length=32), prompt_input_ids=torch.ones(2, 3, dtype=torch.long))
-
-
-class TestGeneration:
-    OPTIONS = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-
-    @pytest.mark.parametrize("beams", [1, 3])
-    def test_padding_on_the_left_changes_nothing(self, make_model, beams):
-        model = make_model(window_size=4)
-        rows = [[5, 6, 7, 8, 9, 10], [11, 12], [13]]
-        alone = [
-            model.generate(torch.tensor([row]), num_beams=beams, **self.OPTIONS)[0, len(row) :].tolist() for row in rows
-        ]
-        input_ids = torch.tensor([[0] * (6 - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (6 - len(row)) + [1] * len(row) for row in rows])
-        together = model.generate(input_ids, attention_mask=mask, num_beams=beams, **self.OPTIONS)
-        assert together[:, 6:].tolist() == alone
-
-    @pytest.mark.parametrize("cache", ["dynamic", "static", None])
-    def test_caches_change_nothing(self, make_model, cache):
-        model = make_model(window_size=4)
-        input_ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
-        with torch.no_grad():
-            expected = input_ids
-            for _ in range(8):
-                logits = model(input_ids=expected, return_loss=False).logits[:, -1]
-                expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
-        options = {"use_cache": False} if cache is None else {"cache_implementation": cache}
-        generated = model.generate(
-            input_ids, attention_mask=torch.ones_like(input_ids), disable_compile=True, **options, **self.OPTIONS
-        )
-        assert torch.equal(generated, expected)
-
-    @pytest.mark.parametrize("use_cache", [True, False])
-    def test_image_and_text(self, make_model, use_cache):
-        model = make_model(image_size=32, patch_size=16)
-        pixel_values = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        input_ids = torch.tensor([[0, 5, 6], [7, 8, 9]])
-        mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-        together = model.generate(
-            input_ids, attention_mask=mask, pixel_values=pixel_values, use_cache=use_cache, **self.OPTIONS
-        )
-        for row, start in ((0, 1), (1, 0)):
-            words = input_ids[[row], start:]
-            with torch.no_grad():
-                for _ in range(8):
-                    logits = model(input_ids=words, pixel_values=pixel_values[[row]], return_loss=False).logits[:, -1]
-                    words = torch.cat([words, logits.argmax(-1, keepdim=True)], dim=1)
-            assert together[row, start:].tolist() == words[0].tolist()
-
-    def test_sampling(self, make_model):
-        model = make_model()
-        options = {**self.OPTIONS, "do_sample": True, "temperature": 5.0, "num_return_sequences": 4}
-        torch.manual_seed(0)
-        samples = model.generate(torch.tensor([[5, 6, 7]]), **options)
-        assert samples.shape == (4, 11)
-        assert len({tuple(sample.tolist()) for sample in samples}) > 1
-
-
-class TestSaving:
-    def test_round_trip(self, make_model, tmp_path):
-        model, batch = make_model(), continuous_batch()
-        model.save_pretrained(tmp_path)
-        for auto_class in (AutoModel, AutoModelForCausalLM):
-            loaded = auto_class.from_pretrained(tmp_path)
-            assert type(loaded) is JatModelForCausalLM
-            assert torch.equal(loaded(**batch).pred_actions, model(**batch).pred_actions)
-
-    def test_remote_code_needs_no_package(self, make_model, processor, tmp_path):
-        """The saved folder acts the same in a process that cannot import the packages."""
-        model = make_model()
-        model.save_pretrained(tmp_path)
-        processor.save_pretrained(tmp_path)
-        observation = np.linspace(-1, 1, 5, dtype=np.float32)
-        model.reset(spaces.Box(-1, 1, (3,)))
-        expected = model.get_next_action(processor({"continuous_observation": observation}))
-        script = f"""
-            import sys
-            sys.modules.update(dict.fromkeys(["modeling_jat", "processing_jat", "dataset_builder"]))
-            import numpy as np
-            from gymnasium import spaces
-            from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
-            for auto_class in (AutoModel, AutoModelForCausalLM):
-                model = auto_class.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
-            processor = AutoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
-            model.reset(spaces.Box(-1, 1, (3,)))
-            observation = np.linspace(-1, 1, 5, dtype=np.float32)
-            print(model.get_next_action(processor({{"continuous_observation": observation}})).tolist())
-        """
-        result = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=tmp_path, check=False
-        )
-        assert result.returncode == 0, result.stderr
-        np.testing.assert_allclose(json.loads(result.stdout.splitlines()[-1]), expected, atol=1e-6)
