@@ -371,6 +371,36 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
+class CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of each row: (N, classes) scores and (N,) classes -> (N,); 0 where the class is -100.
+
+    The same as torch's without reduction, in float32, but a few rows at a time: over a large vocabulary, scores that
+    are read and written in one piece, and their float32 copies, are most of the memory of training.
+    """
+
+    ROWS = 64
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, classes: Tensor) -> Tensor:
+        parts = zip(scores.split(CrossEntropy.ROWS), classes.split(CrossEntropy.ROWS), strict=True)
+        norms = torch.cat([part.float().logsumexp(-1) for part, _ in parts])
+        chosen = scores.gather(1, classes.clamp(min=0)[:, None])[:, 0].float()
+        ctx.save_for_backward(scores, classes, norms)
+        return (norms - chosen) * (classes >= 0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        scores, classes, norms = ctx.saved_tensors
+        gradient = gradient * (classes >= 0)
+        result = torch.empty_like(scores)
+        inputs = (scores, classes.clamp(min=0), norms, gradient, result)
+        for part, chosen, norm, weight, target in zip(*(t.split(CrossEntropy.ROWS) for t in inputs), strict=True):
+            errors = (part.float() - norm[:, None]).exp_()
+            errors[torch.arange(len(part), device=part.device), chosen] -= 1
+            target.copy_(errors.mul_(weight[:, None]))
+        return result, None
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Acting.
 
@@ -788,8 +818,9 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             return_loss: whether to compute losses.
             use_cache: whether to return the cache; by default as configured for text, but for training.
             logits_to_keep: compute logits for so many last tokens only; 0 for all.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what the loss function of
-                transformers' causal language models takes (`shift_labels`, `num_items_in_batch`).
+            kwargs: as for transformers' causal language models: `output_hidden_states`, `output_attentions`,
+                `return_dict`, and for the loss of text `shift_labels`, (B, tokens), the token to predict from each,
+                and `num_items_in_batch`, what the sum of the losses is divided by.
 
         Raises:
             ValueError: if not exactly one kind of observation and one kind of action come with rewards, or sizes do
@@ -931,12 +962,13 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         """Mean squared error of continuous actions, cross-entropy of discrete and discretized ones."""
         actions = inputs["continuous_actions"]
         if actions is None:
-            errors = F.cross_entropy(predicted.float().transpose(1, 2), inputs["discrete_actions"], reduction="none")
+            errors = CrossEntropy.apply(predicted.flatten(0, 1), inputs["discrete_actions"].flatten())
+            errors = errors.view(predicted.shape[:2])
             if weight is not None and self.config.discrete_loss_weighting == "batch_mean":
                 return masked_mean(errors, mask) * masked_mean(weight, mask)
         elif self.config.continuous_action_head == "discretized":
             bins = self.discretized_action_decoder.encode(actions.float())
-            errors = F.cross_entropy(predicted.float().movedim(-1, 1), bins, reduction="none").mean(-1)
+            errors = CrossEntropy.apply(predicted.flatten(0, -2), bins.flatten()).view(bins.shape).mean(-1)
         else:
             target = cyclic_expand(actions.to(self.dtype), self.config.max_continuous_size)
             errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(-1)
@@ -968,7 +1000,15 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _text_loss(self, logits: Tensor, labels: Tensor, token_mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def _text_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        token_mask: Tensor | None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Cross-entropy of each token of the text, predicted from the one before it."""
         if not self.config.first_token_loss:
             labels = F.pad(labels[:, 1:], (1, 0), value=-100)
@@ -977,11 +1017,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             # Padding is not predicted and predicts nothing.
             real = token_mask[:, -labels.shape[1] :] != 0
             labels = labels.masked_fill(~(real & F.pad(real[:, :-1], (1, 0), value=True)), -100)
-        targets = kwargs.get("shift_labels")
-        targets = labels[:, 1:] if targets is None else targets
-        if kwargs.get("num_items_in_batch") is None:
-            kwargs["num_items_in_batch"] = (targets != -100).sum().clamp(min=1)
-        return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
+        if num_items_in_batch is None:
+            num_items_in_batch = (targets != -100).sum().clamp(min=1)
+        return CrossEntropy.apply(logits.flatten(0, 1), targets.flatten()).sum() / num_items_in_batch
 
     def prepare_inputs_for_generation(
         self,
