@@ -1,29 +1,40 @@
 """Time acting, training and the processor at the published size, beside a plain reference in the same run.
 
-    python examples/benchmark.py            # all; a few minutes on 2 cores
+    python examples/benchmark.py            # all; some minutes on 2 cores
     python examples/benchmark.py acting --precision float32
 
-The reference does what the published code does, with the same modules. Acting: each step passes the last timestep
-again with the new one (four tokens), in eager attention and plain linear layers, decodes the whole vocabulary and
-predicts the next observation. Training: eager attention in float32. The floor of acting is the time to read the trunk's
-weights once, at the bandwidth measured here; that of training the time of its matrix products, at the rate measured
-here.
+The reference does what the published code does, with the same modules, in float32: attention in separate steps with two
+masks, an activation in separate steps, discrete observations embedded at full width and then reduced, the loss over
+whole scores. A step of acting passes the last timestep again with the new one (four tokens), decodes the whole
+vocabulary and predicts the next observation. The floor of acting is the time to read the trunk's weights once, at the
+bandwidth measured here; that of training the time of its matrix products, at the rate measured here.
 
-Medians of several runs after a warm-up. Close other programs: the machine's noise is in every figure.
+Ours trains with the memory settings of examples/train.py, and acts as `get_next_action` does.
+
+Each line is measured in a process of its own; times are medians after a warm-up, memory is the process's peak. Close
+other programs: the machine's noise is in every figure.
 """
 
 import argparse
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from transformers import DynamicCache
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train import keep_freed_memory
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.activations import ACT2FN
+from transformers.masking_utils import eager_mask
 
-from modeling_jat import JatConfig, JatModelForCausalLM
-from modeling_jat.modeling_jat import TrunkLinear
+from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat
 from processing_jat import JatProcessor
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -69,10 +80,46 @@ def matrix_rate(dtype: torch.dtype) -> float:
     return 2 * 2048**3 / (1e-3 * median_ms(lambda: a @ b, 10))
 
 
-def reference_step_ms(model: JatModelForCausalLM, kind: str) -> float:
-    """A step as published: four tokens, all decoders, eager attention."""
-    model.set_attn_implementation("eager")
-    few_rows, TrunkLinear.FEW_ROWS = TrunkLinear.FEW_ROWS, 0
+def published_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """GPT-Neo's attention when JAT was published: its own causal mask, then the one of the padding."""
+    weights = query.float() @ key.float().transpose(-1, -2)
+    length = key.shape[-2]
+    allowed = torch.ones(length, length, dtype=torch.bool).tril()
+    if module.sliding_window is not None:
+        allowed = allowed ^ allowed.tril(-module.sliding_window)
+    weights = torch.where(allowed[length - query.shape[-2] :], weights, torch.finfo(torch.float32).min)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1).to(value.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class PublishedCrossEntropy:
+    @staticmethod
+    def apply(scores: Tensor, classes: Tensor) -> Tensor:
+        return F.cross_entropy(scores, classes, reduction="none")
+
+
+class PublishedModel(JatModelForCausalLM):
+    """Computes what ours does in the steps of the published code."""
+
+    def __init__(self, config: JatConfig) -> None:
+        AttentionInterface.register("published", published_attention)
+        AttentionMaskInterface.register("published", eager_mask)
+        modeling_jat.TrunkLinear.FEW_ROWS = 0
+        modeling_jat.CrossEntropy = PublishedCrossEntropy
+        super().__init__(config)
+        self.set_attn_implementation("published")
+        for block in self.transformer.h:
+            block.mlp.act = ACT2FN["gelu_new"]
+
+    def _embed_discrete_observations(self, observations: Tensor) -> Tensor:
+        return self.multi_discrete_encoder(self.transformer.wte(observations))
+
+
+def published_step_ms(model: JatModelForCausalLM, kind: str) -> float:
     cache, times = DynamicCache(), []
     with torch.no_grad():
         for t in range(LAST_STEP):
@@ -82,8 +129,6 @@ def reference_step_ms(model: JatModelForCausalLM, kind: str) -> float:
             model(**inputs, past_key_values=cache, use_cache=True, return_loss=False)
             cache.crop(-2)
             times.append(1e3 * (time.perf_counter() - begun))
-    model.set_attn_implementation("sdpa")
-    TrunkLinear.FEW_ROWS = few_rows
     return statistics.median(times[FIRST_STEP:])
 
 
@@ -99,7 +144,7 @@ def step_ms(model: JatModelForCausalLM, kind: str, num_envs: int | None = None) 
     return statistics.median(times[FIRST_STEP:])
 
 
-def training_ms(model: JatModelForCausalLM, batch: dict[str, torch.Tensor], dtype: torch.dtype, runs: int) -> float:
+def training_ms(model: JatModelForCausalLM, batch: dict[str, Tensor], dtype: torch.dtype, runs: int) -> float:
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
             loss = model(**batch).loss
@@ -108,6 +153,43 @@ def training_ms(model: JatModelForCausalLM, batch: dict[str, torch.Tensor], dtyp
 
     step()
     return median_ms(step, runs)
+
+
+def apart(measure: Callable[..., float], *args: Any) -> tuple[float, int]:
+    """A measurement in a process of its own, and the most memory that the process took, in MB."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measured, measure, args).result()
+
+
+def _measured(measure: Callable[..., float], args: tuple[Any, ...]) -> tuple[float, int]:
+    torch.manual_seed(0)
+    result = measure(*args)
+    return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def acting(kind: str, precision: str, num_envs: int | None) -> float:
+    model = JatModelForCausalLM(JatConfig.small()).eval().to(PRECISIONS[precision])
+    return step_ms(model, kind, num_envs)
+
+
+def published_acting(kind: str) -> float:
+    return published_step_ms(PublishedModel(JatConfig.small()).eval(), kind)
+
+
+TRAINING_BATCHES = {"continuous": (4, 256), "discrete": (4, 256), "image": (4, 32), "text": (4, 512)}
+
+
+def training(kind: str, precision: str, runs: int, model_class: type[JatModelForCausalLM]) -> float:
+    if model_class is JatModelForCausalLM:
+        keep_freed_memory()
+    model = model_class(JatConfig.small()).train()
+    shape = TRAINING_BATCHES[kind]
+    if kind == "text":
+        batch = {"input_ids": torch.randint(0, model.config.vocab_size, shape)}
+    else:
+        batch = {**observations(kind, *shape), **actions(kind, *shape)}
+    batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
+    return training_ms(model, batch, PRECISIONS[precision], runs)
 
 
 def row(name: str, *cells: str) -> None:
@@ -120,51 +202,43 @@ def header(*cells: str) -> None:
 
 
 def benchmark_acting(precisions: list[str]) -> None:
-    header("reference", "ours", "ratio", "floor", "share", "32 at once")
-    torch.manual_seed(0)
-    model = JatModelForCausalLM(JatConfig.small()).eval()
+    header("published", "ours", "ratio", "floor", "share", "memory", "32 at once")
+    trunk = trunk_weights()
     for kind in ("continuous", "discrete", "image"):
-        reference = reference_step_ms(model, kind)
+        reference, reference_memory = apart(published_acting, kind)
         for precision in precisions:
-            dtype = PRECISIONS[precision]
-            model.to(dtype)
-            ours, batched = step_ms(model, kind), step_ms(model, kind, num_envs=32)
-            trunk = sum(p.nbytes for name, p in model.transformer.named_parameters() if ".h." in f".{name}")
-            floor = 1e3 * trunk / bandwidth(dtype)
+            ours, memory = apart(acting, kind, precision, None)
+            batched, _ = apart(acting, kind, precision, 32)
+            floor = 1e3 * trunk * PRECISIONS[precision].itemsize / bandwidth(PRECISIONS[precision])
             row(
                 f"step, {kind}, {precision}", f"{reference:.1f} ms", f"{ours:.1f} ms", f"{reference / ours:.2f}",
-                f"{floor:.1f} ms", f"{floor / ours:.0%}", f"{32 * ours / batched:.1f} x",
+                f"{floor:.1f} ms", f"{floor / ours:.0%}", f"{memory / reference_memory:.2f}",
+                f"{32 * ours / batched:.1f} x",
             )  # fmt: skip
-            model.float()
 
 
 def benchmark_training(precisions: list[str], runs: int) -> None:
-    header("reference", "ours", "ratio", "floor", "share")
-    torch.manual_seed(0)
-    model = JatModelForCausalLM(JatConfig.small()).train()
-    batches = {
-        "continuous 4 x 256": {**observations("continuous", 4, 256), **actions("continuous", 4, 256)},
-        "BabyAI 4 x 256": {**observations("discrete", 4, 256), **actions("discrete", 4, 256)},
-        "Atari 4 x 32": {**observations("image", 4, 32), **actions("image", 4, 32)},
-        "text 4 x 512": {"input_ids": torch.randint(0, 50257, (4, 512))},
-    }
-    trunk = sum(p.numel() for name, p in model.transformer.named_parameters() if ".h." in f".{name}" and p.ndim == 2)
-    for name, batch in batches.items():
-        first = next(iter(batch.values()))
-        tokens = first.shape[0] * first.shape[1] * (1 if "input_ids" in batch else 2)
-        # A decoder over the vocabulary runs for every text token, or for every observation token.
-        vocabulary = 0 if "continuous_actions" in batch else 50257 * 768 * (1 if "input_ids" in batch else 0.5)
-        model.set_attn_implementation("eager")
-        reference = training_ms(model, batch, torch.float32, runs)
-        model.set_attn_implementation("sdpa")
+    header("published", "ours", "ratio", "floor", "share", "published MB", "ours MB", "memory")
+    trunk, config = trunk_weights(), JatConfig.small()
+    for kind, (batch_size, length) in TRAINING_BATCHES.items():
+        tokens = batch_size * length * (1 if kind == "text" else 2)
+        # The vocabulary is scored for every text token, or for every observation token where actions are discrete.
+        scored = {"continuous": 0, "text": 1}.get(kind, 0.5) * config.vocab_size * config.hidden_size
+        reference, reference_memory = apart(training, kind, "float32", runs, PublishedModel)
         for precision in precisions:
-            dtype = PRECISIONS[precision]
-            ours = training_ms(model, batch, dtype, runs)
-            floor = 1e3 * 6 * (trunk + vocabulary) * tokens / matrix_rate(dtype)
+            ours, memory = apart(training, kind, precision, runs, JatModelForCausalLM)
+            floor = 1e3 * 6 * (trunk + scored) * tokens / matrix_rate(PRECISIONS[precision])
             row(
-                f"{name}, {precision}", f"{reference:.0f} ms", f"{ours:.0f} ms", f"{reference / ours:.2f}",
-                f"{floor:.0f} ms", f"{floor / ours:.0%}",
+                f"{kind} {batch_size} x {length}, {precision}", f"{reference:.0f} ms", f"{ours:.0f} ms",
+                f"{reference / ours:.2f}", f"{floor:.0f} ms", f"{floor / ours:.0%}", f"{reference_memory:,}",
+                f"{memory:,}", f"{memory / reference_memory:.2f}",
             )  # fmt: skip
+
+
+def trunk_weights() -> int:
+    with torch.device("meta"):
+        blocks = JatModelForCausalLM(JatConfig.small()).transformer.h
+    return sum(weight.numel() for weight in blocks.parameters())
 
 
 def benchmark_processor(runs: int) -> None:

@@ -9,7 +9,9 @@ then holds the model, its processor and their code. Needs the extra `train`.
 """
 
 import argparse
+import ctypes
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,18 @@ def has_fast_bf16() -> bool:
     """Accelerators are, and processors with instructions for it."""
     capabilities = torch.cpu.get_capabilities()
     return torch.accelerator.is_available() or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks of memory that were freed, where it can be told to (glibc).
+
+    Each step of training frees and takes the same ones; by default they go back to the system, and taking them again
+    is up to a fifth of a step on a CPU.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def load_tasks(data: str, patterns: list[str] | None) -> dict[str, Dataset]:
@@ -142,6 +156,7 @@ def main() -> None:
     args = parser.parse_args()
 
     set_seed(args.seed)
+    keep_freed_memory()
     datasets = load_tasks(args.data, args.tasks)
     weights = parse_weights(args.task_weights, datasets)
     windows = Windows(datasets, window=args.window, image_window=min(args.window, args.image_window))

@@ -5,7 +5,7 @@ from conftest import KINDS, PARITY, continuous_batch, discrete_batch, image_batc
 from gymnasium import spaces
 from transformers import AutoModel
 
-from modeling_jat import JatConfig, JatModelForCausalLM
+from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat
 
 HIDDEN_TOLERANCE, LOSS_TOLERANCE = 3e-5, 1e-5
 TRAJECTORY_VARIANTS = [
@@ -277,6 +277,27 @@ class TestForward:
         real = mask.bool()
         torch.testing.assert_close(eager.pred_actions[real], sdpa.pred_actions[real], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(eager.loss, sdpa.loss)
+
+    @pytest.mark.parametrize("padded", [None, "right", "left"])
+    def test_attention_of_training_is_that_of_acting(self, make_model, padded, monkeypatch):
+        """Outputs and gradients of blocks of queries are those of attention in one piece."""
+        monkeypatch.setattr(modeling_jat, "BLOCK", 5)
+        model, batch = make_model(window_size=7, num_layers=3).train(), continuous_batch(length=20)
+        mask = torch.ones(2, 20).long()
+        if padded:
+            mask[1, slice(12, None) if padded == "right" else slice(8)] = 0
+            batch["attention_mask"] = mask
+        gradients = []
+        for implementation in ("sdpa", "eager"):
+            model.set_attn_implementation(implementation)
+            model.zero_grad()
+            outputs = model(**batch)
+            outputs.loss.backward()
+            gradients.append(
+                [outputs.pred_actions[mask.bool()], *(block.ln_1.weight.grad for block in model.transformer.h)]
+            )
+        for blockwise, eager in zip(*gradients, strict=True):
+            torch.testing.assert_close(blockwise, eager, atol=1e-5, rtol=1e-4)
 
     @pytest.mark.parametrize(
         ("change", "message"),
