@@ -67,7 +67,7 @@ class Windows:
             self.window_lengths[name] = image_window if "image_observations" in columns else window
 
     def __getitem__(self, key: WindowKey) -> dict[str, Any]:
-        """The window's columns as arrays (tuples of str for text), with `loss_weight`, a float, and `prompt`."""
+        """The window's columns as arrays (tuples of str for text), its `task`, `loss_weight`, a float, and `prompt`."""
         task = get_task(key.task)
         length = min(self.window_lengths[key.task], int(self.lengths[key.task][key.row]) - key.start)
         episode = self.datasets[key.task][key.row]
@@ -78,7 +78,8 @@ class Windows:
                 window[column] = shift_rewards(values.to_numpy(), key.start, length)
             else:
                 window[column] = _read(column, values.slice(key.start, length))
-        return {**window, "loss_weight": loss_weight(task), "prompt": task.instruction if key.prompted else None}
+        prompt = task.instruction if key.prompted else None
+        return {**window, "task": task.name, "loss_weight": loss_weight(task), "prompt": prompt}
 
 
 def shift_rewards(rewards: np.ndarray, start: int, length: int) -> np.ndarray:

@@ -9,7 +9,7 @@ whole scores. A step of acting passes the last timestep again with the new one (
 vocabulary and predicts the next observation. The floor of acting is the time to read the trunk's weights once, at the
 bandwidth measured here; that of training the time of its matrix products, at the rate measured here.
 
-Ours trains with the memory settings of examples/train.py, and acts as `get_next_action` does.
+Ours trains, and prepares batches, with the memory settings of examples/train.py.
 
 Each line is measured in a process of its own; times are medians after a warm-up, memory is the process's peak. Close
 other programs: the machine's noise is in every figure.
@@ -242,6 +242,7 @@ def trunk_weights() -> int:
 
 
 def benchmark_processor(runs: int) -> None:
+    keep_freed_memory()
     header("timesteps/s")
     processor = JatProcessor.from_texts(["reach the goal"], 300)
     rng = np.random.default_rng(0)

@@ -55,7 +55,8 @@ class Collator:
     def __call__(self, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         weights = [window.pop("loss_weight") for window in windows]
         prompts = [window.pop("prompt") for window in windows]
-        batch = self.processor.pad(windows, prompts=prompts)
+        [task] = {window.pop("task") for window in windows}
+        batch = self.processor.pad(windows, prompts=prompts, task=task)
         batch["loss_weight"] = torch.tensor(weights)[:, None].expand(batch["attention_mask"].shape)
         return batch
 
@@ -118,6 +119,7 @@ def make_model(args: argparse.Namespace, processor: JatProcessor) -> JatModelFor
             num_layers=args.num_layers,
             num_heads=args.num_heads,
             max_position_embeddings=2 * args.window + (PROMPT_TOKENS if args.prompt_fraction else 0),
+            continuous_action_head=args.continuous_action_head,
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -138,6 +140,12 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--num-layers", type=int, default=8)
     parser.add_argument("--num-heads", type=int, default=8)
+    parser.add_argument(
+        "--continuous-action-head",
+        choices=["regression", "discretized"],
+        default="regression",
+        help="continuous actions by mean squared error, or by cross-entropy of 1,024 bins",
+    )
     parser.add_argument("--window", type=int, default=256, help="timesteps that the model sees at once")
     parser.add_argument("--image-window", type=int, default=32, help="the same in training on image observations")
     parser.add_argument(

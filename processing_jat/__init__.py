@@ -4,8 +4,8 @@ from transformers import AutoProcessor
 
 from modeling_jat import JatConfig
 
-from .processing_jat import JatProcessor
+from .processing_jat import JatProcessor, JatProcessorKwargs
 
 AutoProcessor.register(JatConfig, JatProcessor)
 
-__all__ = ["JatProcessor"]
+__all__ = ["JatProcessor", "JatProcessorKwargs"]

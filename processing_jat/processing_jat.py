@@ -1,26 +1,49 @@
 """The JAT processor: observations, actions, rewards, text and images become what the model takes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, CLIPImageProcessorPil, GPT2Tokenizer
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
 
-# Element type and number of dimensions of a timestep, by column.
+logger = logging.get_logger(__name__)
+
+# What a row holds, by column: its type and its dimensions.
 _COLUMNS = {
-    "continuous_observations": (np.float32, 1),
-    "discrete_observations": (np.int64, 1),
-    "image_observations": (None, 3),  # uint8 pixels, or floats in 0..1
-    "continuous_actions": (np.float32, 1),
-    "discrete_actions": (np.int64, 0),
-    "rewards": (np.float32, 0),
+    "continuous_observations": (np.float32, ("timesteps", "size")),
+    "discrete_observations": (np.int64, ("timesteps", "size")),
+    "image_observations": (np.uint8, ("timesteps", "height", "width", "channels")),
+    "continuous_actions": (np.float32, ("timesteps", "size")),
+    "discrete_actions": (np.int64, ("timesteps",)),
+    "rewards": (np.float32, ("timesteps",)),
 }
 _OBSERVATIONS = ("continuous_observations", "discrete_observations", "image_observations")
 
 Rows = dict[str, list[np.ndarray]]  # column -> one array of shape (timesteps, ...) for each row
+
+
+class JatProcessorKwargs(TypedDict, total=False):
+    """How sequences become a batch.
+
+    Attributes:
+        padding: "longest" or True, "max_length", or False, the default. Padding repeats a row's first element, and adds
+            the key `attention_mask`.
+        truncation: True or "lossy" cuts what is too long, "preserve" turns the rest into rows of their own; default
+            False.
+        truncation_side: the side that is cut, or where the short remainder lies: "right", the default, or "left".
+        max_length: in tokens, of which a timestep has two; default: the tokenizer's `model_max_length`.
+        return_tensors: "pt" or "np"; default None: rows of different lengths stay a list of arrays.
+    """
+
+    padding: bool | str
+    truncation: bool | str
+    truncation_side: str
+    max_length: int | None
+    return_tensors: str | None
 
 
 class JatProcessor(ProcessorMixin):
@@ -36,6 +59,7 @@ class JatProcessor(ProcessorMixin):
         max_discrete_size: values of a discrete observation, those of its text included.
         rescale_observations: turn the pixels of image observations into floats in -1..1, as published; otherwise they
             stay uint8, a quarter of the memory, and the model does it.
+        default_kwargs: defaults of this processor for the options of a call, see [`JatProcessorKwargs`].
     """
 
     def __init__(
@@ -47,12 +71,15 @@ class JatProcessor(ProcessorMixin):
         max_continuous_size: int = 377,
         max_discrete_size: int = 212,
         rescale_observations: bool = True,
+        default_kwargs: JatProcessorKwargs | None = None,
     ) -> None:
         self.mission_length = mission_length
         self.image_seq_length = image_seq_length
         self.max_continuous_size = max_continuous_size
         self.max_discrete_size = max_discrete_size
         self.rescale_observations = rescale_observations
+        self.default_kwargs = default_kwargs or {}
+        self._options(self.default_kwargs)
         super().__init__(image_processor, tokenizer)
 
     @classmethod
@@ -101,11 +128,8 @@ class JatProcessor(ProcessorMixin):
         discrete_actions: Any = None,
         rewards: Any = None,
         prompts: Sequence[str | None] | None = None,
-        padding: bool | str = False,
-        truncation: bool | str = False,
-        truncation_side: str = "right",
-        max_length: int | None = None,
-        return_tensors: str | None = None,
+        task: str | None = None,
+        **kwargs: Unpack[JatProcessorKwargs],
     ) -> BatchFeature:
         """Prepare one timestep, or a batch of sequences.
 
@@ -113,6 +137,8 @@ class JatProcessor(ProcessorMixin):
         holds: the result is tensors of shape (environments, 1, ...) for `model.get_next_action`.
 
         With the other arguments it is a batch of trajectories, or of text with or without images.
+
+        Sequences may be lists, arrays, tensors or what a data set holds, in any of its formats with rows.
 
         Args:
             observation: as an environment returns it, keys in the singular.
@@ -122,24 +148,23 @@ class JatProcessor(ProcessorMixin):
             continuous_observations: a row for each trajectory, (L, size) each.
             discrete_observations: the same, of integers.
             text_observations: a str for each timestep, beside discrete observations.
-            image_observations: (L, height, width, channels) each, uint8 or PIL images; floats are taken as 0..1.
+            image_observations: (L, height, width, channels) each, or with the channels before height and width where
+                they are fewer; uint8 or PIL images; floats are taken as 0..1.
             continuous_actions: (L, size) each.
             discrete_actions: (L,) each.
             rewards: (L,) each, each one received before the observation beside it.
             prompts: a text for each trajectory, such as its task's instruction, or None for a trajectory without.
                 They are padded on the left; no key is added where there is no prompt at all.
-            padding: "longest" or True, "max_length", or False. Padding repeats a row's first element, and adds the
-                key `attention_mask`.
-            truncation: True or "lossy" cuts what is too long, "preserve" turns the rest into rows of their own.
-            truncation_side: the side that is cut, or where the short remainder lies: "right" or "left".
-            max_length: in tokens, of which a timestep has two; the tokenizer's `model_max_length` by default.
-            return_tensors: "pt" or "np"; without it rows of different lengths stay a list of arrays.
+            task: what errors name.
+            kwargs: see [`JatProcessorKwargs`]; what is not given is as in `default_kwargs`.
 
         Raises:
             ValueError: naming every key that is missing, unknown, of the wrong size or type, ragged or not finite.
         """
+        options = self._options(kwargs)
+        truncation, max_length = options["truncation"], options["max_length"]
         if observation is not None:
-            return self._timestep(observation, reward)
+            return self._timestep(observation, reward, task)
         columns = {
             "continuous_observations": continuous_observations,
             "discrete_observations": discrete_observations,
@@ -161,8 +186,7 @@ class JatProcessor(ProcessorMixin):
 
         pixel_values = None
         if columns:
-            rows = self._encode(columns)
-            self._validate(rows)
+            rows = self._encode(columns, task)
             max_length //= 2
         else:
             rows, pixel_values = self._encode_text(text, images)
@@ -174,29 +198,41 @@ class JatProcessor(ProcessorMixin):
             )
         if prompts is not None and len(prompts) != len(next(iter(rows.values()))):
             raise ValueError(f"expected a prompt for each of {len(next(iter(rows.values())))} rows, got {len(prompts)}")
-        rows = _truncate(rows, truncation, truncation_side, max_length)
-        rows = _pad(rows, padding, max_length)
-        batch = _as_batch({**rows, **self._encode_prompts(prompts)}, return_tensors)
+        rows = _truncate(rows, truncation, options["truncation_side"], max_length)
+        rows = _pad(rows, options["padding"], max_length)
+        batch = self._as_batch({**rows, **self._encode_prompts(prompts)}, options["return_tensors"])
         if pixel_values is not None:
             batch["pixel_values"] = pixel_values
-        return BatchFeature(batch, tensor_type=return_tensors)
+        return BatchFeature(batch, tensor_type=options["return_tensors"])
+
+    def _options(self, kwargs: JatProcessorKwargs) -> dict[str, Any]:
+        """The options of a call, given or default."""
+        known = {
+            "padding": False,
+            "truncation": False,
+            "truncation_side": "right",
+            "max_length": None,
+            "return_tensors": None,
+        }
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise TypeError(f"unknown options {', '.join(unknown)}: expected columns or some of {', '.join(known)}")
+        return {**known, **self.default_kwargs, **kwargs}
 
     def pad(
         self,
         rows: Sequence[Mapping[str, Any]],
-        padding: bool | str = True,
-        max_length: int | None = None,
-        return_tensors: str | None = "pt",
+        *,
         prompts: Sequence[str | None] | None = None,
+        task: str | None = None,
+        **kwargs: Unpack[JatProcessorKwargs],
     ) -> BatchFeature:
-        """Collate rows of one kind, such as a data set's, into a batch.
+        """Collate rows of one kind, such as a data set's, into a batch; padded, and of tensors unless told otherwise.
 
         Args:
             rows: each maps columns in the plural to a sequence over timesteps.
-            padding: as in the call; rows of one length need none.
-            max_length: as in the call.
-            return_tensors: as in the call.
             prompts: as in the call.
+            task: as in the call.
+            kwargs: as in the call, but that `padding` is True and `return_tensors` "pt" by default.
 
         Raises:
             ValueError: if rows hold different columns, as a batch of several kinds of task would.
@@ -208,9 +244,12 @@ class JatProcessor(ProcessorMixin):
             listed = " and ".join(f"({', '.join(kind)})" for kind in sorted(kinds))
             raise ValueError(f"a batch must hold rows of one kind, got rows with the columns {listed}")
         columns = {column: [row[column] for row in rows] for column in rows[0]}
-        return self(**columns, padding=padding, max_length=max_length, return_tensors=return_tensors, prompts=prompts)
+        options: JatProcessorKwargs = {"padding": True, "return_tensors": "pt", **self.default_kwargs, **kwargs}
+        return self(**columns, prompts=prompts, task=task, **options)
 
-    def _timestep(self, observation: Mapping[str, Any], reward: float | np.ndarray | None) -> BatchFeature:
+    def _timestep(
+        self, observation: Mapping[str, Any], reward: float | np.ndarray | None, task: str | None
+    ) -> BatchFeature:
         """One timestep of one or several environments: rows of length 1."""
         known = [column.removesuffix("s") for column in (*_OBSERVATIONS, "text_observations")]
         if unknown := sorted(set(observation) - set(known)):
@@ -220,66 +259,61 @@ class JatProcessor(ProcessorMixin):
             if key == "text_observation":
                 columns[f"{key}s"] = [[value]] if isinstance(value, str) else [[mission] for mission in value]
             else:
-                array = np.asarray(value)
-                dimensions = _COLUMNS[f"{key}s"][1]
-                if array.ndim not in (dimensions, dimensions + 1):
+                array = _as_array(value)
+                dimensions = _COLUMNS[f"{key}s"][1][1:]
+                if array.ndim not in (len(dimensions), len(dimensions) + 1):
                     raise ValueError(
-                        f"{key} must have {dimensions} dimensions, or {dimensions + 1} for several environments, got "
-                        f"shape {array.shape}"
+                        f"{key}: expected shape ({', '.join(dimensions)}), or (environments, {', '.join(dimensions)}), "
+                        f"got {array.dtype} of shape {array.shape}"
                     )
-                columns[f"{key}s"] = array[None, None] if array.ndim == dimensions else array[:, None]
+                columns[f"{key}s"] = array[None, None] if array.ndim == len(dimensions) else array[:, None]
         environments = len(next(iter(columns.values()), []))
-        rewards = np.zeros(environments, np.float32) if reward is None else np.asarray(reward, np.float32).reshape(-1)
-        rows = self._encode({**columns, "rewards": rewards[:, None]})
-        self._validate(rows)
-        return BatchFeature(_as_batch(rows, "pt"), tensor_type="pt")
+        rewards = np.zeros(environments) if reward is None else _as_array(reward).reshape(-1)
+        rows = self._encode({**columns, "rewards": rewards[:, None]}, task)
+        return BatchFeature(self._as_batch(rows, "pt"), tensor_type="pt")
 
-    def _encode(self, columns: Mapping[str, Any]) -> Rows:
-        """Trajectories as arrays, text observations behind the discrete ones."""
+    def _encode(self, columns: Mapping[str, Any], task: str | None) -> Rows:
+        """Trajectories as arrays, missions behind the discrete observations.
+
+        Refuses what the model could not take, naming every fault.
+        """
         rows: Rows = {}
         faults = []
-        for column, (dtype, dimensions) in _COLUMNS.items():
-            for index, sequence in enumerate(columns.get(column, ())):
+        for column in (column for column in _COLUMNS if column in columns):
+            arrays, misfits = [], []
+            for index, sequence in enumerate(columns[column]):
                 try:
-                    array = (
-                        _image_array(sequence, self.rescale_observations)
-                        if column == "image_observations"
-                        else _array(sequence, dtype)
-                    )
+                    arrays.append(_encode_row(column, sequence))
                 except (TypeError, ValueError) as error:
-                    faults.append(f"{column}, row {index}: {error}")
-                    continue
-                if array.ndim != dimensions + 1:
-                    shape = ", ".join(["timesteps"] + ["..."] * dimensions)
-                    faults.append(
-                        f"{column}, row {index}: expected an array of shape ({shape}), got shape {array.shape}"
-                    )
-                    continue
-                rows.setdefault(column, []).append(array)
-        if faults:
-            raise ValueError("; ".join(faults))
-        if "text_observations" in columns:
+                    misfits.append(f"{column}, row {index}: {error}")
+            if not misfits:
+                rows[column] = arrays
+            faults += misfits
+        if "text_observations" in columns and not faults:
             if "discrete_observations" not in rows:
-                raise ValueError("text_observations need discrete_observations beside them")
-            missions = [self._encode_missions(sequence) for sequence in columns["text_observations"]]
-            if [len(row) for row in missions] != [len(row) for row in rows["discrete_observations"]]:
-                raise ValueError(
-                    f"text_observations have {[len(row) for row in missions]} timesteps, discrete_observations "
-                    f"{[len(row) for row in rows['discrete_observations']]}"
-                )
-            rows["discrete_observations"] = [
-                np.concatenate(pair, axis=-1) for pair in zip(rows["discrete_observations"], missions, strict=True)
-            ]
+                faults.append("text_observations need discrete_observations beside them")
+            else:
+                missions = [self._encode_missions(sequence) for sequence in columns["text_observations"]]
+                lengths, expected = [len(row) for row in missions], [len(row) for row in rows["discrete_observations"]]
+                if lengths != expected:
+                    faults.append(f"text_observations: expected {expected} timesteps, got {lengths}")
+                else:
+                    pairs = zip(rows["discrete_observations"], missions, strict=True)
+                    rows["discrete_observations"] = [np.concatenate(pair, axis=-1) for pair in pairs]
+        faults += self._faults(rows, set(columns))
+        if faults:
+            raise ValueError((f"{task}: " if task else "") + "; ".join(faults))
         return rows
 
     def _encode_missions(self, missions: Sequence[str]) -> np.ndarray:
         """(L, mission_length) tokens; a mission that stays the same is tokenized once."""
-        distinct = list(dict.fromkeys(missions))
-        tokens = self.tokenizer(
-            distinct, max_length=self.mission_length, padding="max_length", truncation=True, return_tensors="np"
-        )["input_ids"]
-        index = {mission: i for i, mission in enumerate(distinct)}
-        return tokens[[index[mission] for mission in missions]].astype(np.int64)
+        distinct = {mission: index for index, mission in enumerate(dict.fromkeys(missions))}
+        tokens = np.full((len(distinct), self.mission_length), self.tokenizer.pad_token_id, np.int64)
+        for row, ids in zip(tokens, self.tokenizer(list(distinct), verbose=False)["input_ids"], strict=True):
+            if len(ids) > self.mission_length:
+                logger.warning_once(f"missions of more than {self.mission_length} tokens are cut")
+            row[: len(ids)] = ids[: self.mission_length]
+        return tokens[[distinct[mission] for mission in missions]]
 
     def _encode_prompts(self, prompts: Sequence[str | None] | None) -> Rows:
         """Tokens padded on the left, so that the prompt's last token stands before the first observation."""
@@ -308,13 +342,13 @@ class JatProcessor(ProcessorMixin):
                 )
         return rows, pixel_values
 
-    def _validate(self, rows: Rows) -> None:
-        """Refuse trajectories that the model could not take, naming every fault."""
+    def _faults(self, rows: Rows, given: set[str]) -> list[str]:
+        """What of trajectories does not fit together, or the model."""
         faults = []
-        observations = [column for column in _OBSERVATIONS if column in rows]
+        observations = [column for column in _OBSERVATIONS if column in given]
         if len(observations) > 1:
             faults.append(f"expected one kind of observation, got {' and '.join(observations)}")
-        if observations and "rewards" not in rows:
+        if observations and "rewards" not in given:
             faults.append(f"rewards are missing beside {observations[0]}")
         counts = {column: len(sequences) for column, sequences in rows.items()}
         if len(set(counts.values())) > 1:
@@ -338,32 +372,73 @@ class JatProcessor(ProcessorMixin):
             size = max((array.shape[-1] for array in rows.get(column, [])), default=0)
             if size > limit:
                 faults.append(f"{column}: at most {limit} values a timestep, got {size}")
-        if faults:
-            raise ValueError("; ".join(faults))
+        return faults
+
+    def _as_batch(self, rows: Rows, return_tensors: str | None) -> dict[str, Any]:
+        """Stack rows of one length; keep others as lists unless tensors are asked for. Images become floats last."""
+        batch: dict[str, Any] = {}
+        for column, sequences in rows.items():
+            finish = self._rescale if column == "image_observations" else torch.from_numpy
+            if len({array.shape for array in sequences}) == 1:
+                stacked = finish(np.stack(sequences))
+                batch[column] = stacked if return_tensors == "pt" else stacked.numpy()
+            elif return_tensors is None:
+                batch[column] = [finish(array).numpy() for array in sequences]
+            else:
+                raise ValueError(
+                    f"{column}: rows of {[len(array) for array in sequences]} timesteps cannot become one tensor: pass "
+                    "padding=True"
+                )
+        return batch
+
+    def _rescale(self, images: np.ndarray) -> torch.Tensor:
+        """Pixels of type uint8, or floats in 0..1, as floats in -1..1; or pixels as they are."""
+        pixels = torch.from_numpy(images)
+        if pixels.dtype == torch.uint8 and not self.rescale_observations:
+            return pixels
+        middle = 127.5 if pixels.dtype == torch.uint8 else 0.5
+        floats = torch.empty(pixels.shape)
+        # A few frames at a time, which stay in the processor's cache from one operation to the next.
+        for part, target in zip(
+            *(frames.view(-1, *images.shape[-3:]).split(8) for frames in (pixels, floats)), strict=True
+        ):
+            torch.div(part, middle, out=target).sub_(1)
+        return floats
 
 
-def _array(sequence: Any, dtype: type) -> np.ndarray:
-    """A sequence as an array, refusing what the type would garble."""
+def _as_array(sequence: Any) -> np.ndarray:
+    """A sequence of numbers, arrays, tensors or images as one array."""
+    if isinstance(sequence, torch.Tensor):
+        sequence = sequence.detach().cpu()
+        return (sequence.float() if sequence.dtype == torch.bfloat16 else sequence).numpy()
+    if isinstance(sequence, list | tuple) and len(sequence):
+        if isinstance(sequence[0], torch.Tensor):
+            return _as_array(torch.stack(list(sequence)))
+        if isinstance(sequence[0], Image.Image):
+            return np.stack([np.asarray(image) for image in sequence])
     array = np.asarray(sequence)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"expected numbers, got {array.dtype}")
-    if dtype is np.int64 and array.dtype.kind == "f":
-        raise ValueError(f"expected integers, got {array.dtype}")
-    return array.astype(dtype, copy=False)
+    return np.stack(list(array)) if array.dtype == object and array.ndim else array  # as pandas nests arrays
 
 
-def _image_array(sequence: Any, rescale: bool) -> np.ndarray:
-    """(L, channels, height, width) in -1..1, or pixels as they are, from frames with their channels last."""
-    if len(sequence) and isinstance(sequence[0], Image.Image):
-        sequence = np.stack([np.asarray(image) for image in sequence])
-    array = np.asarray(sequence)
-    if array.ndim != 4:
-        raise ValueError(f"expected frames of shape (timesteps, height, width, channels), got shape {array.shape}")
-    array = np.ascontiguousarray(np.moveaxis(array, -1, 1))
-    if array.dtype == np.uint8 and not rescale:
+def _encode_row(column: str, sequence: Any) -> np.ndarray:
+    """A row of a column as an array of its type, images with their channels first; refuses what would be garbled."""
+    dtype, dimensions = _COLUMNS[column]
+    expected = f"expected {np.dtype(dtype)} of shape ({', '.join(dimensions)})"
+    try:
+        array = _as_array(sequence)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}, got values that make no array ({error})") from error
+    kinds = "biu" if dtype is np.int64 else "biuf"
+    if array.ndim != len(dimensions) or array.dtype.kind not in kinds:
+        raise ValueError(f"{expected}, got {array.dtype} of shape {array.shape}")
+    if column != "image_observations":
+        return array.astype(dtype, copy=False)
+    if array.dtype != np.uint8:
+        array = array.astype(np.float32, copy=False)
+    channels_first = array.shape[1] < array.shape[3]
+    if channels_first:
         return array
-    scale = 255.0 if array.dtype == np.uint8 else 1.0
-    return (array.astype(np.float32) / scale - 0.5) / 0.5
+    return torch.from_numpy(np.require(array, requirements="W")).movedim(-1, 1).contiguous().numpy()
 
 
 def _value_faults(column: str, sequences: list[np.ndarray]) -> list[str]:
@@ -415,23 +490,6 @@ def _pad(rows: Rows, padding: bool | str, max_length: int) -> Rows:
         **{column: [padded(array) for array in sequences] for column, sequences in rows.items()},
         "attention_mask": mask,
     }
-
-
-def _as_batch(rows: Rows, return_tensors: str | None) -> dict[str, Any]:
-    """Stack rows of one length; keep others as lists unless tensors are asked for."""
-    batch: dict[str, Any] = {}
-    for column, sequences in rows.items():
-        if len({array.shape for array in sequences}) == 1:
-            stacked = np.stack(sequences)
-            batch[column] = torch.from_numpy(stacked) if return_tensors == "pt" else stacked
-        elif return_tensors is None:
-            batch[column] = sequences
-        else:
-            raise ValueError(
-                f"{column}: rows of {[len(array) for array in sequences]} timesteps cannot become one tensor: pass "
-                "padding=True"
-            )
-    return batch
 
 
 JatProcessor.register_for_auto_class()

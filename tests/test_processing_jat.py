@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor
+from transformers.utils import logging
 
 from dataset_builder import make_env
 from processing_jat import JatProcessor
@@ -92,9 +93,20 @@ class TestTimestep:
         assert image.dtype == torch.uint8
         assert np.array_equal(image[0, 0], np.moveaxis(frames, -1, 0))
 
-    def test_a_long_mission_is_cut(self, processor):
-        observation = {"discrete_observation": np.zeros(148, np.int64), "text_observation": "go to the red ball " * 40}
-        assert processor(observation)["discrete_observations"].shape == (1, 1, 212)
+    def test_a_long_mission_is_cut(self, processor, monkeypatch):
+        """With one warning, however many there are."""
+        warnings = []
+        logging.get_logger("processing_jat.processing_jat").warning_once.cache_clear()
+        monkeypatch.setattr(
+            logging.get_logger("processing_jat.processing_jat"), "warning", lambda message: warnings.append(message)
+        )
+        tokens = processor.tokenizer("go to the red ball")["input_ids"]
+        for times in (30, 40):
+            mission = "go to the red ball" * times
+            inputs = processor({"discrete_observation": np.zeros(148, np.int64), "text_observation": mission})
+            assert inputs["discrete_observations"].shape == (1, 1, 212)
+            assert inputs["discrete_observations"][0, 0, 148 : 148 + len(tokens)].tolist() == tokens
+        assert warnings == ["missions of more than 64 tokens are cut"]
 
     @pytest.mark.parametrize(
         ("observation", "message"),
@@ -102,13 +114,16 @@ class TestTimestep:
             ({"position": np.zeros(3)}, r"unknown observation keys \['position'\]"),
             ({"continuous_observation": np.array([0.0, np.nan])}, "row 0 at timestep 0 is not finite"),
             ({"continuous_observation": np.zeros(377)}, "at most 376 values a timestep, got 377"),
-            ({"continuous_observation": np.zeros((2, 2, 2))}, r"must have 1 dimensions.*got shape \(2, 2, 2\)"),
-            ({"continuous_observation": np.array(["a"])}, "expected numbers"),
-            ({"discrete_observation": np.array([0.5])}, "expected integers, got float64"),
+            (
+                {"continuous_observation": np.zeros((2, 2, 2))},
+                r"shape \(size\), or \(environments, size\), got float64 of shape \(2, 2, 2\)",
+            ),
+            ({"continuous_observation": np.array(["a"])}, r"expected float32 of shape \(timesteps, size\), got <U1"),
+            ({"discrete_observation": np.array([0.5])}, r"expected int64 of shape \(timesteps, size\), got float64"),
             ({"discrete_observation": np.array([-1])}, "must not be negative"),
             ({"discrete_observation": np.zeros(213, int)}, "at most 212 values a timestep, got 213"),
             ({"text_observation": "go"}, "need discrete_observations"),
-            ({"image_observation": np.zeros((84, 84))}, "must have 3 dimensions"),
+            ({"image_observation": np.zeros((84, 84))}, r"expected shape \(height, width, channels\)"),
         ],
     )
     def test_wrong_observations_are_refused(self, processor, observation, message):
@@ -164,17 +179,54 @@ class TestSequences:
         assert result["rewards"].shape == (len(lengths), max_length // 2)
         assert result["attention_mask"].sum(axis=1).tolist() == [min(length, max_length // 2) for length in lengths]
 
-    def test_a_row_of_a_data_set(self, processor, load_task):
-        row = load_task("babyai-go-to-red-ball-no-dists")[0]
-        result = processor(**{column: [values] for column, values in row.items()}, return_tensors="pt")
-        assert result["discrete_observations"].shape == (1, len(row["rewards"]), 212)
-        assert result["discrete_actions"].dtype == torch.int64
+    @pytest.mark.parametrize("task", ["metaworld-reach", "babyai-go-to-red-ball-no-dists", "atari-pong"])
+    def test_rows_of_a_data_set(self, processor, load_task, task):
+        """Are the same batch in every format."""
+        dataset = load_task(task)
+        batches = [processor.pad([dataset.with_format(name)[i] for i in range(3)]) for name in (None, "numpy", "torch")]
+        frame = dataset.with_format("pandas")[:3]
+        batches.append(processor.pad(frame.to_dict("records")))
+        assert batches[0]["rewards"].shape == batches[0]["attention_mask"].shape
+        for batch in batches[1:]:
+            assert set(batch) == set(batches[0])
+            for column, values in batches[0].items():
+                assert batch[column].dtype == values.dtype
+                assert torch.equal(batch[column], values)
 
-    def test_images_of_a_data_set(self, processor, load_task):
-        row = load_task("atari-pong")[0]
-        assert isinstance(row["image_observations"][0], Image.Image)
-        result = processor(**{column: [values] for column, values in row.items()}, return_tensors="pt")
-        assert result["image_observations"].shape == (1, 20, 4, 84, 84)
+    def test_tensors_are_taken(self, processor):
+        batch = batch_of([3, 5])
+        tensors = {
+            "continuous_observations": [
+                torch.tensor(row, requires_grad=True) for row in batch["continuous_observations"]
+            ],
+            "continuous_actions": [list(torch.tensor(row)) for row in batch["continuous_actions"]],
+            "rewards": [torch.tensor(row, dtype=torch.bfloat16) for row in batch["rewards"]],
+        }
+        expected = processor.pad([trajectory(3), trajectory(5)])
+        result = processor(**tensors, padding=True, return_tensors="pt")
+        assert torch.equal(result["continuous_observations"], expected["continuous_observations"])
+        assert torch.equal(result["continuous_actions"], expected["continuous_actions"])
+        assert torch.equal(result["rewards"], expected["rewards"].bfloat16().float())
+
+    def test_channels_may_come_first(self, processor):
+        frames = np.random.default_rng(0).integers(0, 256, (3, 84, 84, 4), dtype=np.uint8)
+        rest = {"discrete_actions": [np.zeros(3, int)], "rewards": [np.zeros(3)], "return_tensors": "pt"}
+        last = processor(image_observations=[frames], **rest)
+        first = processor(image_observations=[torch.from_numpy(frames).movedim(-1, 1)], **rest)
+        assert torch.equal(first["image_observations"], last["image_observations"])
+
+    def test_defaults_are_saved_with_the_processor(self, processor, tmp_path):
+        options = {"padding": "max_length", "truncation": True, "max_length": 8, "return_tensors": "pt"}
+        JatProcessor(processor.image_processor, processor.tokenizer, default_kwargs=options).save_pretrained(tmp_path)
+        loaded = AutoProcessor.from_pretrained(tmp_path)
+        assert loaded(**batch_of([3, 5]))["rewards"].shape == (2, 4)
+        assert loaded(**batch_of([3, 5]), max_length=10)["rewards"].shape == (2, 5)
+        assert loaded.pad([trajectory(3), trajectory(5)])["rewards"].shape == (2, 4)
+        assert processor(**batch_of([3, 5]))["rewards"][0].shape == (3,)
+        with pytest.raises(TypeError, match="unknown options pad_to: expected columns or some of padding"):
+            processor(**batch_of([3, 5]), pad_to=8)
+        with pytest.raises(TypeError, match="unknown options pad_to"):
+            JatProcessor(processor.image_processor, processor.tokenizer, default_kwargs={"pad_to": 8})
 
     def test_pad_collates_rows(self, processor):
         result = processor.pad([trajectory(3), trajectory(5)])
@@ -231,6 +283,14 @@ class TestSequences:
         batch["continuous_actions"][1] = batch["continuous_actions"][1][:4]
         with pytest.raises(ValueError, match=r"row 1 is ragged.*continuous_observations: a value of row 0"):
             processor(**batch)
+        batch["continuous_actions"] = [[["left", "up"]] * 3, [[1.0], [1.0, 2.0]]]
+        expected = r"expected float32 of shape \(timesteps, size\), got"
+        message = (
+            rf"^metaworld-reach: continuous_actions, row 0: {expected} <U4 of shape \(3, 2\); continuous_actions, row "
+            rf"1: {expected} values that make no array .*; continuous_observations: a value of row 0"
+        )
+        with pytest.raises(ValueError, match=message):
+            processor(**batch, task="metaworld-reach")
 
     def test_nothing(self, processor):
         with pytest.raises(ValueError, match="nothing to process"):
