@@ -43,6 +43,7 @@ class AgentPolicy:
         deterministic: take the likeliest of discrete actions rather than sample.
         context_window: timesteps that the agent looks back at most.
         prompted: tell the agent its task's instruction.
+        remembered: share of the window that the agent remembers when it is full.
     """
 
     def __init__(
@@ -52,12 +53,17 @@ class AgentPolicy:
         deterministic: bool = False,
         context_window: int | None = None,
         prompted: bool = False,
+        remembered: float = 0.5,
     ) -> None:
-        self.model, self.processor, self.prompted = model, processor, prompted
+        self.model, self.processor, self.prompted, self.remembered = model, processor, prompted, remembered
         self.options = {"deterministic": deterministic, "context_window": context_window}
 
     def reset(self, env: TaskEnv, seed: int) -> None:
-        self.context = self.model.reset(env.action_space, prompt=self._prompt(env))
+        self._begin(env, None)
+
+    def _begin(self, env: TaskEnv, num_envs: int | None) -> None:
+        self.context = self.model.reset(env.action_space, num_envs=num_envs, prompt=self._prompt(env))
+        self.context.remembered = self.remembered
 
     def _prompt(self, env: TaskEnv) -> Any:
         return self.processor(text=env.task.instruction, return_tensors="pt") if self.prompted else None
@@ -66,7 +72,7 @@ class AgentPolicy:
         return self.model.get_next_action(self.processor(observation, reward=reward), self.context, **self.options)
 
     def begin(self, env: TaskEnv, num_envs: int) -> None:
-        self.context = self.model.reset(env.action_space, num_envs=num_envs, prompt=self._prompt(env))
+        self._begin(env, num_envs)
 
     def restart(self, row: int) -> None:
         self.context.reset([row])

@@ -1,6 +1,7 @@
 """Time acting, training and the processor at the published size, beside a plain reference in the same run.
 
-    python examples/benchmark.py            # all; some minutes on 2 cores
+    python examples/benchmark.py            # all; a quarter of an hour on 2 cores
+    python examples/benchmark.py sizes      # the table of parameters
     python examples/benchmark.py acting --precision float32
 
 The reference does what the published code does, with the same modules, in float32: attention in separate steps with two
@@ -176,6 +177,17 @@ def published_acting(kind: str) -> float:
     return published_step_ms(PublishedModel(JatConfig.small()).eval(), kind)
 
 
+def forgetting(precision: str) -> float:
+    """The step at which a full window forgets its older half, beyond what other steps take."""
+    model = JatModelForCausalLM(JatConfig.small()).eval().to(PRECISIONS[precision])
+    context, inputs, times = model.reset(spaces.Box(-1, 1, (4,))), observations("continuous", 1, 1), []
+    for _ in range(context.window + 1):
+        begun = time.perf_counter()
+        model.get_next_action(inputs, context)
+        times.append(1e3 * (time.perf_counter() - begun))
+    return times[-1] - statistics.median(times)
+
+
 TRAINING_BATCHES = {"continuous": (4, 256), "discrete": (4, 256), "image": (4, 32), "text": (4, 512)}
 
 
@@ -215,6 +227,10 @@ def benchmark_acting(precisions: list[str]) -> None:
                 f"{floor:.1f} ms", f"{floor / ours:.0%}", f"{memory / reference_memory:.2f}",
                 f"{32 * ours / batched:.1f} x",
             )  # fmt: skip
+    half = JatConfig.small().max_position_embeddings // 4  # timesteps
+    for precision in precisions:
+        cost, _ = apart(forgetting, precision)
+        print(f"forgetting half a window, {precision}: {cost:.0f} ms every {half} steps, {cost / half:.1f} ms a step")
 
 
 def benchmark_training(precisions: list[str], runs: int) -> None:
@@ -266,14 +282,31 @@ def benchmark_processor(runs: int) -> None:
         row(name, f"{1e3 * sum(map(len, batch['rewards'])) / ms:,.0f}")
 
 
+def benchmark_sizes() -> None:
+    """Parameters of the presets; nothing is timed."""
+    header("layers", "width", "heads", "positions", "trunk", "tokens", "rest", "all")
+    for preset in ("mini", "small", "medium", "large"):
+        config = getattr(JatConfig, preset)()
+        with torch.device("meta"):
+            model = JatModelForCausalLM(config)
+        trunk = sum(weight.numel() for weight in model.transformer.h.parameters())
+        tokens = 2 * config.vocab_size * config.hidden_size  # their embeddings and their decoder
+        total = model.num_parameters()
+        sizes = (config.num_layers, config.hidden_size, config.num_heads, config.max_position_embeddings)
+        weights = (trunk, tokens, total - trunk - tokens, total)
+        row(f"JatConfig.{preset}()", *map(str, sizes), *(f"{number / 1e6:.1f}M" for number in weights))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="acting, training, processor; default: all")
+    parser.add_argument("parts", nargs="*", choices=["sizes", "acting", "training", "processor"], help="default: all")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--runs", type=int, default=3, help="of each training step")
     args = parser.parse_args()
-    parts = args.parts or ["acting", "training", "processor"]
+    parts = args.parts or ["sizes", "acting", "training", "processor"]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if "sizes" in parts:
+        benchmark_sizes()
     if "acting" in parts:
         benchmark_acting(args.precision)
     if "training" in parts:

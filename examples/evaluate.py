@@ -33,6 +33,12 @@ def main() -> None:
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest of discrete actions")
     parser.add_argument("--prompt", action="store_true", help="tell the model each task's instruction")
     parser.add_argument("--context-window", type=int, help="timesteps that the model looks back at most")
+    parser.add_argument(
+        "--remembered",
+        type=float,
+        default=0.5,
+        help="share of a full window that the model remembers; 0: it forgets all",
+    )
     parser.add_argument("--max-episode-steps", type=int, help="truncate episodes after so many timesteps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="where to write evaluation.json; default: a local model's folder")
@@ -42,7 +48,8 @@ def main() -> None:
     if args.model:
         model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(args.model)
-        policies = [AgentPolicy(model, processor, args.deterministic, args.context_window, args.prompt)] * len(tasks)
+        options = (args.deterministic, args.context_window, args.prompt, args.remembered)
+        policies = [AgentPolicy(model, processor, *options)] * len(tasks)
     else:
         policies = [load_expert(task, None if args.policy == "expert" else "random") for task in tasks]
 

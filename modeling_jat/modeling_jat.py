@@ -156,6 +156,8 @@ class JatAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
+        if isinstance(past_key_values, _ContextRows) and implementation != "eager":
+            implementation = "sdpa"  # a context's masks are for torch's own attention
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         if implementation == "sdpa" and self.training and past_key_values is None and query.device.type == "cpu":
             attention = blockwise_attention
@@ -456,10 +458,13 @@ class JatContext:
     - `timesteps`: (B,), how many timesteps a row holds; 0 where an episode begins.
     - `actions`: (B, ...), the last action of every row; of a Box within `low` and `high`, its bounds.
 
-    A row whose window is full forgets its older half, never the prompt: the newer half is encoded anew at the first
-    positions. So the agent always looks back on at least half a window, its positions stay in the range that it was
-    trained on, and the cost is one pass over half a window every half window.
+    A row whose window is full forgets, but never the prompt: the newest timesteps, a share `remembered` of the window,
+    are encoded anew at the first positions. So positions stay in the range that the agent was trained on. With the
+    default half, it always looks back on at least half a window, and the cost is one pass over half a window every
+    half window. With 0 it forgets all.
     """
+
+    remembered = 0.5
 
     def __init__(
         self,
@@ -565,7 +570,7 @@ class JatContext:
         """
         full = (self.timesteps >= window).nonzero()[:, 0]
         if len(full):
-            self._forget(full, kept=window // 2)
+            self._forget(full, kept=min(int(self.remembered * window), window - 1))
         return self._append(torch.arange(len(pairs), device=pairs.device), pairs)[:, -1]
 
     def _forget(self, rows: Tensor, kept: int) -> None:

@@ -439,17 +439,18 @@ class TestActing:
                 action = model.get_next_action(acting_inputs([row], t), single)
                 np.testing.assert_allclose(action, batched[t][row], atol=1e-5)
 
-    @pytest.mark.parametrize("window", [1, 2, 5])
+    @pytest.mark.parametrize(("window", "remembered"), [(1, 0.5), (2, 0.5), (5, 0.5), (5, 0.0), (5, 0.8), (5, 1.0)])
     @torch.no_grad()
-    def test_past_the_window_the_newer_half_is_remembered(self, make_model, window):
+    def test_past_the_window_the_newest_are_remembered(self, make_model, window, remembered):
         model = make_model()
         context = model.reset(spaces.Box(-1, 1, (3,)))
+        context.remembered = remembered
         steps = [acting_inputs([0], t) for t in range(12)]
         steps[0]["rewards"][:] = 0
         actions, first = [], 0
         for t, step in enumerate(steps):
             if t - first == window:
-                first = t - window // 2
+                first = t - min(int(remembered * window), window - 1)
             action = model.get_next_action(step, context, context_window=window)
             actions.append(torch.from_numpy(action)[None, None])
             seen = {key: torch.cat([step[key] for step in steps[first : t + 1]], dim=1) for key in step}
@@ -472,6 +473,16 @@ class TestActing:
         assert model.get_next_action(inputs, temperature=1e-4) == likeliest
         with pytest.raises(ValueError, match="temperature must be above 0"):
             model.get_next_action(inputs, temperature=0)
+
+    @pytest.mark.parametrize("implementation", ["eager", "flash_attention_2", "flex_attention"])
+    def test_acting_is_the_same_with_every_attention(self, make_model, implementation):
+        model = make_model()
+        actions = []
+        for name in ("sdpa", implementation):
+            model.config._attn_implementation = name  # flash attention need not be installed: acting does without it
+            model.reset(spaces.Box(-1, 1, (3,)))
+            actions.append([model.get_next_action(acting_inputs([0], t)) for t in range(5)])
+        np.testing.assert_allclose(actions[1], actions[0], atol=1e-5)
 
     def test_actions_that_do_not_begin_at_zero(self, make_model):
         """Are the ones that the data hold: `start` is the first."""
