@@ -100,7 +100,10 @@ def published_attention(
 class PublishedCrossEntropy:
     @staticmethod
     def apply(scores: Tensor, classes: Tensor) -> Tensor:
-        return F.cross_entropy(scores, classes, reduction="none")
+        real = classes >= 0
+        losses = torch.zeros(len(scores))
+        losses[real] = F.cross_entropy(scores[real], classes[real], reduction="none")
+        return losses
 
 
 class PublishedModel(JatModelForCausalLM):

@@ -400,7 +400,7 @@ class JatProcessor(ProcessorMixin):
         floats = torch.empty(pixels.shape)
         # A few frames at a time, which stay in the processor's cache from one operation to the next.
         for part, target in zip(
-            *(frames.view(-1, *images.shape[-3:]).split(8) for frames in (pixels, floats)), strict=True
+            *(frames.view(-1, *images.shape[-3:]).split(32) for frames in (pixels, floats)), strict=True
         ):
             torch.div(part, middle, out=target).sub_(1)
         return floats

@@ -162,3 +162,9 @@ def test_the_demo(tmp_path):
     weights = (folder / "model.safetensors").read_bytes()
     run("examples/demo.py", "--output", tmp_path / "demo")
     assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_the_table_of_sizes_is_the_benchmarks():
+    table = [line for line in run(ROOT / "examples/benchmark.py", "sizes").splitlines() if line.startswith("|")]
+    assert len(table) == 6
+    assert "\n".join(table) in (ROOT / "modeling_jat/README.md").read_text()
