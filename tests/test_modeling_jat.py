@@ -1,8 +1,12 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from conftest import KINDS, PARITY, continuous_batch, discrete_batch, image_batch, make_config
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModel
 
 from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat
@@ -277,6 +281,25 @@ class TestForward:
         real = mask.bool()
         torch.testing.assert_close(eager.pred_actions[real], sdpa.pred_actions[real], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(eager.loss, sdpa.loss)
+
+    @settings(deadline=None, max_examples=30)
+    @given(rows=st.integers(1, 200), classes=st.integers(1, 30), seed=st.integers(0, 99))
+    def test_cross_entropy_is_torchs(self, rows, classes, seed):
+        """Losses and gradients, ignored rows included, whatever the number of rows."""
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.randn(rows, classes, generator=generator, requires_grad=True)
+        chosen = torch.randint(0, classes, (rows,), generator=generator)
+        chosen[torch.rand(rows, generator=generator) < 0.2] = -100
+        weights = torch.rand(rows, generator=generator)
+        losses, gradients = [], []
+        for function in (
+            modeling_jat.CrossEntropy.apply,
+            partial(torch.nn.functional.cross_entropy, reduction="none"),
+        ):
+            losses.append(function(scores, chosen))
+            gradients.append(torch.autograd.grad((losses[-1] * weights).sum(), scores)[0])
+        torch.testing.assert_close(losses[0], losses[1])
+        torch.testing.assert_close(gradients[0], gradients[1])
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("padded", [None, "right", "left"])
