@@ -292,6 +292,15 @@ class TestSequences:
         with pytest.raises(ValueError, match=message):
             processor(**batch, task="metaworld-reach")
 
+    def test_an_empty_episode_is_named(self, processor):
+        empty = {
+            "discrete_observations": [np.zeros((0, 148), int)],
+            "text_observations": [[]],
+            "rewards": [np.zeros(0)],
+        }
+        with pytest.raises(ValueError, match="row 0 has no timestep"):
+            processor(**empty)
+
     def test_nothing(self, processor):
         with pytest.raises(ValueError, match="nothing to process"):
             processor()
