@@ -59,11 +59,7 @@ class AgentPolicy:
         self.options = {"deterministic": deterministic, "context_window": context_window}
 
     def reset(self, env: TaskEnv, seed: int) -> None:
-        self._begin(env, None)
-
-    def _begin(self, env: TaskEnv, num_envs: int | None) -> None:
-        self.context = self.model.reset(env.action_space, num_envs=num_envs, prompt=self._prompt(env))
-        self.context.remembered = self.remembered
+        self.begin(env, None)
 
     def _prompt(self, env: TaskEnv) -> Any:
         return self.processor(text=env.task.instruction, return_tensors="pt") if self.prompted else None
@@ -71,8 +67,9 @@ class AgentPolicy:
     def act(self, observation: Observation, reward: float | None) -> Action:
         return self.model.get_next_action(self.processor(observation, reward=reward), self.context, **self.options)
 
-    def begin(self, env: TaskEnv, num_envs: int) -> None:
-        self._begin(env, num_envs)
+    def begin(self, env: TaskEnv, num_envs: int | None) -> None:
+        self.context = self.model.reset(env.action_space, num_envs=num_envs, prompt=self._prompt(env))
+        self.context.remembered = self.remembered
 
     def restart(self, row: int) -> None:
         self.context.reset([row])

@@ -309,11 +309,11 @@ class JatProcessor(ProcessorMixin):
         """(L, mission_length) tokens; a mission that stays the same is tokenized once."""
         distinct = {mission: index for index, mission in enumerate(dict.fromkeys(missions))}
         tokens = np.full((len(distinct), self.mission_length), self.tokenizer.pad_token_id, np.int64)
-        for mission, row in distinct.items():
-            ids = self.tokenizer(mission, verbose=False)["input_ids"]
+        encoded = self.tokenizer(list(distinct), verbose=False)["input_ids"] if distinct else []
+        for row, ids in zip(tokens, encoded, strict=True):
             if len(ids) > self.mission_length:
                 logger.warning_once(f"missions of more than {self.mission_length} tokens are cut")
-            tokens[row, : len(ids)] = ids[: self.mission_length]
+            row[: len(ids)] = ids[: self.mission_length]
         return tokens[[distinct[mission] for mission in missions]]
 
     def _encode_prompts(self, prompts: Sequence[str | None] | None) -> Rows:

@@ -113,3 +113,16 @@ def image_batch(batch=2, length=3):
 
 
 KINDS = {"continuous": continuous_batch, "discrete": discrete_batch, "image": image_batch}
+
+
+def train(model, steps, learning_rate=1e-3, loss="loss", **batch):
+    """Train the weights that may change on one batch; the loss before each step."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], learning_rate)
+    losses = []
+    for _ in range(steps):
+        value = model(**batch)[loss]
+        losses.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    return losses

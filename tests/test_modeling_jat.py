@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, PARITY, continuous_batch, discrete_batch, image_batch, make_config
+from conftest import KINDS, PARITY, continuous_batch, discrete_batch, image_batch, make_config, train
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,14 +207,7 @@ class TestForward:
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_kind_learns(self, make_model, kind):
         model, batch = make_model(), KINDS[kind]()
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-        losses = []
-        for _ in range(10):
-            loss = model(**batch).loss
-            losses.append(loss.item())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        losses = train(model, steps=10, **batch)
         assert losses[-1] < 0.8 * losses[0]
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -410,12 +403,7 @@ class TestDiscretizedActions:
 
         def chosen(head):
             model = make_model(continuous_action_head=head).train()
-            optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-            for _ in range(40):
-                loss = model(**batch, continuous_actions=actions).action_loss
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            train(model, steps=40, loss="action_loss", **batch, continuous_actions=actions)
             model.eval().reset(spaces.Box(-1, 1, (2,)), num_envs=16)
             torch.manual_seed(0)
             return np.abs(model.get_next_action(batch))
@@ -620,13 +608,7 @@ class TestPrompts:
 
         def trained_error(**prompt):
             model = make_model().train()
-            optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-            for _ in range(60):
-                loss = model(**batch, **prompt).action_loss
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            return loss.item(), model
+            return train(model, steps=60, loss="action_loss", **batch, **prompt)[-1], model
 
         prompted, model = trained_error(prompt_input_ids=words)
         unprompted, _ = trained_error()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import KINDS, make_config
+from conftest import KINDS, make_config, train
 from gymnasium import spaces
 from hub import running_hub
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -314,14 +314,7 @@ class TestTraining:
         config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "c_fc", "c_proj"])
         model = get_peft_model(make_model(), config).train()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
-        losses = []
-        for _ in range(10):
-            loss = model(**batch).loss
-            losses.append(loss.item())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        losses = train(model, steps=10, learning_rate=1e-2, **batch)
         assert losses[-1] < losses[0]
         changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
         assert changed
