@@ -1,336 +1,454 @@
 """Builds data sets: episodes of experts become Parquet shards that `datasets.load_dataset` reads.
 
-    DIR/README.md                                  the card, with the configurations and their features
-    DIR/metaworld-reach/train-00000-of-00004.parquet
-    DIR/metaworld-reach/manifest.json              how the task was built, and every episode's return
-
-A shard is the unit of work: it holds fixed episodes, is written under a temporary name and renamed when it is whole,
-and describes itself in its footer. So a build can be interrupted at any moment and goes on with the finished shards
-kept, by any number of workers, and the result is the same, byte for byte.
+Episodes are played by workers, which append each to a part as soon as it is finished; whole shards are written from
+the parts. So a build can be interrupted at any moment and goes on with the finished episodes kept, by any number of
+workers on any number of machines, and the result is the same, byte for byte. `shards.py` says which file is what.
 """
 
-import importlib.metadata
-import json
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+import pickle
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import datasets
-import pyarrow.parquet
-from datasets.arrow_writer import ParquetWriter
+import pyarrow as pa
 from tqdm import tqdm
 
 from .cards import write_dataset_card
-from .envs import make_env
-from .episodes import Episode, task_features
+from .envs import TaskEnv, make_env
+from .episodes import Episode, row_schema, task_features
+from .executors import check_executor, map_unordered
 from .experts import load_expert
-from .rollout import ExpertGaveUp, episode_seed, rollout
+from .rollout import ExpertGaveUp, Policy, episode_seed, rollout
+from .shards import (
+    LOCK,
+    MANIFEST,
+    PARTS,
+    SPLITS,
+    UNFINISHED,
+    Recipe,
+    as_path,
+    find_shards,
+    is_local,
+    lock_folder,
+    name_shards,
+    new_part,
+    origin,
+    playing_packages,
+    read_part,
+    split_of,
+    unnamed_shard,
+    write_manifest,
+    write_shard,
+)
 from .tasks import TaskSpec, get_task, select_tasks
+from .text import build_text, text_rows
 
-MANIFEST = "manifest.json"
-SPLITS = ("train", "test")
-# Every tenth episode is a test episode, whatever else is built.
-TEST_EVERY = 10
-# A long Atari episode takes 100 MB.
-EPISODES_PER_SHARD = {"atari": 1}
-DEFAULT_EPISODES_PER_SHARD = 25
+# A shard has some ten to some hundred MB; a long Atari episode alone takes 100 MB.
+EPISODES_PER_SHARD = 250
+IMAGE_EPISODES_PER_SHARD = 4
+# What a worker is handed at once.
+EPISODES_PER_ITEM = 10
 # An expert that gives up so many starts in a row of one episode is broken, not unlucky.
 MAX_DROPPED_STARTS = 100
 
-_FOOTER_KEY = b"jat"
-_VERSIONED_PACKAGES = ("ale-py", "datasets", "gymnasium", "metaworld", "minigrid", "mujoco", "numpy")
 
+@dataclass(frozen=True)
+class WorkItem:
+    """Episodes of one task, to be played and appended to a part by one worker, on whatever machine."""
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What the episodes of a task are a function of, beside their index.
-
-    Args:
-        task: name of the task.
-        expert: kind of expert, see `dataset_builder.experts.EXPERTS`.
-        seed: base seed.
-        max_episode_steps: truncate episodes after so many timesteps; None for the task's own horizon.
-    """
-
-    task: str
-    expert: str
-    seed: int = 0
-    max_episode_steps: int | None = None
+    task: TaskSpec
+    recipe: Recipe
+    indices: tuple[int, ...]
+    parts: Path
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A file to be written: some episodes of one split of a task."""
-
-    recipe: Recipe
-    split: str
-    number: int
-    indices: tuple[int, ...]
-
-    def path(self, directory: Path, of: int) -> Path:
-        return directory / self.recipe.task / f"{self.split}-{self.number:05d}-of-{of:05d}.parquet"
+class FinishedItem:
+    task: str
+    part: Path
+    records: list[dict[str, Any]]
 
 
-def split_of(index: int) -> str:
-    """The split of an episode, decided by its index alone."""
-    return "test" if index % TEST_EVERY == TEST_EVERY - 1 else "train"
+@lru_cache(maxsize=1)
+def _players(task: TaskSpec, recipe: Recipe) -> tuple[TaskEnv, Policy]:
+    """An environment and its expert; the last ones are kept, for making them takes longer than many an episode."""
+    return make_env(task, max_episode_steps=recipe.max_episode_steps), load_expert(task, recipe.expert)
 
 
-def plan_shards(recipe: Recipe, episodes: int) -> list[Shard]:
-    """The shards of a task, in order; more episodes change at most the last shard of each split."""
-    size = EPISODES_PER_SHARD.get(get_task(recipe.task).domain, DEFAULT_EPISODES_PER_SHARD)
-    shards = []
-    for split in SPLITS:
-        indices = [index for index in range(episodes) if split_of(index) == split]
-        shards += [
-            Shard(recipe, split, number, tuple(indices[start : start + size]))
-            for number, start in enumerate(range(0, len(indices), size))
-        ]
-    return shards
-
-
-def generate_episodes(recipe: Recipe, indices: tuple[int, ...]) -> Iterator[tuple[Episode, int]]:
-    """Play the episodes with these indices; yields each with the number of starts that the expert gave up.
+def generate_episodes(
+    task: TaskSpec, recipe: Recipe, indices: Iterable[int]
+) -> Iterator[tuple[Episode, dict[str, Any]]]:
+    """Play the episodes with these indices; yields each with its record for the manifest.
 
     Raises:
         RuntimeError: if the expert gives up too many starts in a row.
     """
-    task = get_task(recipe.task)
-    policy = load_expert(task, recipe.expert)
-    with make_env(task, max_episode_steps=recipe.max_episode_steps) as env:
-        for index in indices:
-            for attempt in count():
-                seed = episode_seed(task.name, index, recipe.seed, attempt=attempt)
-                try:
-                    episode = rollout(env, policy, seed)
-                except ExpertGaveUp as error:
-                    if attempt == MAX_DROPPED_STARTS:
-                        raise RuntimeError(
-                            f"{task.name}, episode {index}: the expert {recipe.expert} gave up {attempt + 1} starts"
-                        ) from error
-                else:
-                    yield episode, attempt
-                    break
-
-
-def write_shard(shard: Shard, path: Path) -> dict[str, Any]:
-    """Play a shard's episodes and write them; the file appears whole or not at all.
-
-    Returns:
-        The shard's footer, see `read_footer`.
-    """
-    task = get_task(shard.recipe.task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    rows_per_write = 1 if "image_observations" in task.columns else 100
-    records = []
-    with (
-        unfinished.open("wb") as stream,
-        ParquetWriter(features=task_features(task), stream=stream, writer_batch_size=rows_per_write) as writer,
-    ):
-        for index, (episode, dropped) in zip(
-            shard.indices, generate_episodes(shard.recipe, shard.indices), strict=True
-        ):
-            writer.write(episode.encoded_row)
-            records.append(
-                {
-                    "index": index,
-                    "seed": episode.seed,
-                    "timesteps": len(episode),
-                    "return": episode.total_reward,
-                    "score": episode.score,
-                    "success": episode.success,
-                    "dropped_starts": dropped,
-                }
-            )
-        writer.write_examples_on_file()
-        footer = {
-            "recipe": asdict(shard.recipe),
-            "split": shard.split,
-            "episodes": records,
-            "versions": {name: importlib.metadata.version(name) for name in _VERSIONED_PACKAGES},
+    env, policy = _players(task, recipe)
+    for index in indices:
+        dropped_starts = []
+        for attempt in count():
+            seed = episode_seed(task.name, index, recipe.seed, attempt=attempt)
+            try:
+                episode = rollout(env, policy, seed)
+            except ExpertGaveUp as error:
+                dropped_starts.append({"seed": seed, "reason": str(error)})
+                if attempt == MAX_DROPPED_STARTS:
+                    raise RuntimeError(
+                        f"{task.name}, episode {index}: the expert {recipe.expert} gave up {attempt + 1} starts; the "
+                        f"last: {error}"
+                    ) from error
+            else:
+                break
+        record = {
+            "index": index,
+            "seed": episode.seed,
+            "timesteps": len(episode),
+            "return": episode.total_reward,
+            "score": episode.score,
+            "success": episode.success,
+            "terminated": episode.terminated,
+            "dropped_starts": dropped_starts,
         }
-        writer.pa_writer.add_key_value_metadata({_FOOTER_KEY: json.dumps(footer)})
-        writer.finalize(close_stream=False)
-    unfinished.replace(path)
-    return footer
+        yield episode, record
 
 
-def read_footer(path: Path) -> dict[str, Any]:
-    """How a shard was made: its recipe, its split, and a record of every episode.
+def play_item(item: WorkItem) -> FinishedItem:
+    """Play the episodes of an item, each kept as soon as it is finished."""
+    records = []
+    with new_part(item.parts, row_schema(item.task), origin(item.task, item.recipe)) as part:
+        for episode, record in generate_episodes(item.task, item.recipe, item.indices):
+            part.append(episode.as_table(record["index"]), record)
+            records.append(record)
+    return FinishedItem(item.task.name, part.path, records)
 
-    Raises:
-        ValueError: if the file is damaged, or was not written by this builder.
+
+class TaskBuild:
+    """What of one task is finished, and what is to be done.
+
+    Args:
+        task: the task.
+        recipe: how its episodes are made.
+        output: the folder of all tasks.
+        episodes: how many there will be, or None until it is known how many have `steps` timesteps.
+        steps: how many timesteps there will be at least.
     """
-    try:
-        metadata = pyarrow.parquet.read_metadata(path).metadata or {}
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(
-            f"{path} is not a Parquet file, or a damaged one ({error}): delete it and build again"
-        ) from error
-    if _FOOTER_KEY not in metadata:
-        raise ValueError(f"{path} was not written by this builder: choose another folder")
-    return json.loads(metadata[_FOOTER_KEY])
+
+    def __init__(self, task: TaskSpec, recipe: Recipe, output: Path, episodes: int | None, steps: int | None) -> None:
+        self.task, self.recipe, self.episodes, self.steps = task, recipe, episodes, steps
+        self.folder, self.parts = output / task.name, output / PARTS / task.name
+        self.in_shards: set[int] = set()
+        self.part_of: dict[int, Path] = {}
+        self.timesteps: dict[int, int] = {}
+        for footer in find_shards(self.folder).values():
+            for record in footer["episodes"]:
+                self.in_shards.add(record["index"])
+                self.timesteps[record["index"]] = record["timesteps"]
+        if self.parts.is_dir():
+            for path in self.parts.iterdir():
+                self.add(path, [record for _, record in read_part(path).episodes])
+        self.plan()
+
+    def add(self, part: Path, records: list[dict[str, Any]]) -> None:
+        """Count episodes that are finished."""
+        for record in records:
+            if record["index"] not in self.in_shards:
+                self.part_of[record["index"]] = part
+                self.timesteps[record["index"]] = record["timesteps"]
+
+    def plan(self) -> None:
+        """Decide how many episodes there will be, if enough are finished, and which shards they become."""
+        self.target = self.episodes or self._episodes_for_steps()
+        self.open_shards: list[tuple[str, tuple[int, ...]]] = []
+        if self.target is None:
+            return
+        size = IMAGE_EPISODES_PER_SHARD if self.task.has_images else EPISODES_PER_SHARD
+        for split in SPLITS:
+            indices = [i for i in range(self.target) if split_of(i) == split and i not in self.in_shards]
+            self.open_shards += [
+                (split, tuple(indices[start : start + size])) for start in range(0, len(indices), size)
+            ]
+
+    def _episodes_for_steps(self) -> int | None:
+        """The fewest first episodes that have so many timesteps, and no fewer than are in shards."""
+        total = 0
+        for index in count():
+            if total >= self.steps and not any(i >= index for i in self.in_shards):
+                return index
+            if index not in self.timesteps:
+                return None
+            total += self.timesteps[index]
+        raise AssertionError
+
+    def items(self) -> Iterator[WorkItem]:
+        """The episodes to be played, as far as it is known that they are needed."""
+        wanted = self.target or self._guess()
+        missing = [i for i in range(wanted) if i not in self.timesteps]
+        size = 1 if self.task.has_images else EPISODES_PER_ITEM
+        for start in range(0, len(missing), size):
+            yield WorkItem(self.task, self.recipe, tuple(missing[start : start + size]), self.parts)
+
+    def _guess(self) -> int:
+        """About how many episodes have the wanted timesteps."""
+        played = sum(self.timesteps.values())
+        if not played:
+            return 1
+        mean = played / len(self.timesteps)
+        return max(max(self.timesteps) + 1, len(self.timesteps) + int(max(self.steps - played, 0) / mean)) + 1
+
+    def write_ready_shards(self) -> None:
+        """Write the shards of which all episodes are finished."""
+        for split, indices in [*self.open_shards]:
+            if all(index in self.part_of for index in indices):
+                self._write_shard(split, indices)
+                self.open_shards.remove((split, indices))
+
+    def _write_shard(self, split: str, indices: tuple[int, ...]) -> None:
+        paths = {self.part_of[index] for index in indices}
+        wanted = set(indices)
+        finished = {
+            record["index"]: (batch, record)
+            for path in paths
+            for batch, record in read_part(path).episodes
+            if record["index"] in wanted
+        }
+        footer = {
+            **origin(self.task, self.recipe),
+            "split": split,
+            "first_index": indices[0],
+            "episodes": [finished[index][1] for index in indices],
+        }
+        tables = (pa.Table.from_batches([finished[index][0]]) for index in indices)
+        write_shard(unnamed_shard(self.folder, split, indices[0]), row_schema(self.task), tables, footer)
+        self.in_shards |= wanted
+        for index in indices:
+            del self.part_of[index]
+        for path in paths - set(self.part_of.values()):
+            path.unlink()
+
+    def finish(self) -> None:
+        """Name the shards, sum them up, and delete what is left of parts."""
+        name_shards(self.folder)
+        write_manifest(self.folder, self.task)
+        for path in self.folder.glob(f"{UNFINISHED}*"):
+            path.unlink()
+        _remove_folder(self.parts)
+
+
+def _remove_folder(folder: Path) -> None:
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.rmdir(recursive=True)
 
 
 def build(
     tasks: str | list[str],
     output: str | Path,
     *,
-    episodes: int,
+    episodes: int | None = None,
+    steps: int | None = None,
     expert: str | None = None,
     seed: int = 0,
     num_workers: int = 1,
+    executor: str = "local",
     max_episode_steps: int | None = None,
+    allow_local: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Build the data sets of some tasks, or go on with a build that was interrupted.
+    """Build the data sets of some tasks, or go on with a build that was interrupted, or extend one.
 
     Args:
         tasks: patterns, as in `select_tasks`.
-        output: the folder. What it holds of the same build is kept.
-        episodes: how many episodes of each task, test episodes included.
+        output: the folder, or a URL that fsspec knows. What it holds of the same build is kept.
+        episodes: how many episodes of each task, test episodes included; of a text subset, how many rows.
+        steps: instead, how many timesteps of each task at least: the fewest whole episodes that have them.
         expert: kind of expert; each task's own by default.
         seed: base seed of all episodes.
-        num_workers: processes.
+        num_workers: processes of the executor "local".
+        executor: "local" or "ray", see `executors.map_unordered`.
         max_episode_steps: truncate episodes after so many timesteps.
-        progress: show a bar.
+        allow_local: whether the images of a text subset may come from addresses of this machine and its network.
+        progress: show bars.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if a task is unknown or has no environment, a number is out of range, or the folder holds
-            something else.
+        ValueError: if a task is unknown, a number is out of range, the folder holds something else, or another
+            process builds in it.
         MissingExpertError: if a task has no expert.
     """
-    output = Path(output)
+    output = as_path(output)
     selected = select_tasks(tasks)
-    for name, value in (("episodes", episodes), ("num_workers", num_workers), ("max_episode_steps", max_episode_steps)):
+    check_executor(executor)
+    if (episodes is None) == (steps is None):
+        raise ValueError(f"expected either episodes or steps, got episodes={episodes} and steps={steps}")
+    numbers = {
+        "episodes": episodes,
+        "steps": steps,
+        "num_workers": num_workers,
+        "max_episode_steps": max_episode_steps,
+    }
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    recipes = []
+    recipes: dict[TaskSpec, Recipe] = {}
+    texts = [task for task in selected if task.domain == "text"]
+    if texts and episodes is None:
+        raise ValueError(f"{texts[0].name} is a text subset, which has no timesteps: say how many rows by episodes")
     for task in selected:
-        if task.domain == "text":
-            raise ValueError(f"{task.name} is a text subset: it has no episodes to build")
+        if task in texts:
+            recipes[task] = Recipe(task=task.name, expert=task.env_id)
+            continue
         load_expert(task, expert)  # fails here, before any work, if there is none
-        recipes.append(
-            Recipe(task=task.name, expert=expert or task.expert, seed=seed, max_episode_steps=max_episode_steps)
-        )
+        name = expert or task.expert_name
+        recipes[task] = Recipe(task=task.name, expert=name, seed=seed, max_episode_steps=max_episode_steps)
+        if executor == "local" and num_workers > 1:
+            _check_travels(task)
     _refuse_foreign(output, recipes, episodes)
 
-    paths, open_shards = {}, {}
-    for recipe in recipes:
-        placed, finished = _place_shards(plan_shards(recipe, episodes), output)
-        paths |= placed
-        open_shards |= {shard: path for shard, path in placed.items() if shard not in finished}
-    total = episodes * len(recipes)
-    done = total - sum(len(shard.indices) for shard in open_shards)
-    with tqdm(total=total, initial=done, unit="episode", disable=not progress) as bar:
-        for footer in _write_shards(open_shards, num_workers):
-            bar.set_description(footer["recipe"]["task"], refresh=False)
-            bar.update(len(footer["episodes"]))
-    planned = set(paths.values())
-    for recipe in recipes:
-        folder = output / recipe.task
-        for path in folder.iterdir():
-            if path not in planned:  # a last shard that has more episodes now, or one that was never finished
-                path.unlink()
-        write_manifest(folder)
-    write_dataset_card(output)
+    with lock_folder(output):
+        builds = [
+            TaskBuild(task, recipe, output, episodes, steps) for task, recipe in recipes.items() if task not in texts
+        ]
+        _play(builds, executor, num_workers, progress)
+        for task in texts:
+            build_text(task, recipes[task], output / task.name, episodes, progress, allow_local)
+            name_shards(output / task.name)
+            write_manifest(output / task.name, task)
+        _remove_folder(output / PARTS)
+        write_dataset_card(output)
     return output
 
 
-def _write_shards(shards: dict[Shard, Path], num_workers: int) -> Iterator[dict[str, Any]]:
-    """Write shards in this process or in several; yields footers as they are finished."""
-    if num_workers == 1:
-        for shard, path in shards.items():
-            yield write_shard(shard, path)
-        return
-    # A fresh interpreter for each worker: MuJoCo's and the emulator's state must not be forked.
-    executor: Executor = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
-    with executor:
-        futures: list[Future] = [executor.submit(write_shard, shard, path) for shard, path in shards.items()]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            executor.shutdown(cancel_futures=True)
+def _play(builds: list[TaskBuild], executor: str, num_workers: int, progress: bool) -> None:
+    """Play what is missing, in rounds: it may take one to know how many episodes have the wanted timesteps."""
+    by_task = {build.task.name: build for build in builds}
+    open_builds = list(builds)
+    known = sum(build.target or 0 for build in builds)
+    begun, timesteps = time.monotonic(), 0
+    returns: dict[str, list[float]] = {}
+    with tqdm(
+        total=known or None,
+        initial=sum(len(build.timesteps) for build in builds),
+        unit="episode",
+        disable=not progress,
+        smoothing=0.05,
+    ) as bar:
+        while open_builds:
+            items = (item for build in open_builds for item in build.items())
+            for finished in map_unordered(play_item, items, executor, num_workers):
+                build = by_task[finished.task]
+                build.add(finished.part, finished.records)
+                if build.target is not None:
+                    build.write_ready_shards()
+                timesteps += sum(record["timesteps"] for record in finished.records)
+                earned = returns.setdefault(finished.task, [])
+                earned += [record["return"] for record in finished.records]
+                bar.set_description(finished.task, refresh=False)
+                bar.set_postfix_str(
+                    f"{timesteps / (time.monotonic() - begun):,.0f} steps/s, mean return {fmean(earned):.1f}",
+                    refresh=False,
+                )
+                bar.update(len(finished.records))
+            for build in [*open_builds]:
+                if build.target is None:
+                    build.plan()
+                if build.target is not None:
+                    build.write_ready_shards()
+                    build.finish()
+                    open_builds.remove(build)
 
 
-def _place_shards(shards: list[Shard], output: Path) -> tuple[dict[Shard, Path], set[Shard]]:
-    """The path of every shard of a task, and which shards are finished.
-
-    Finished ones of a build of fewer episodes bear the same number but another total: they are renamed.
-    """
-    found = {}
-    for path in (output / shards[0].recipe.task).glob("*.parquet"):
-        footer = read_footer(path)
-        found[footer["split"], tuple(record["index"] for record in footer["episodes"])] = path
-    paths, finished = {}, set()
-    for shard in shards:
-        paths[shard] = path = shard.path(output, of=sum(other.split == shard.split for other in shards))
-        if (shard.split, shard.indices) in found:
-            found[shard.split, shard.indices].replace(path)
-            finished.add(shard)
-    return paths, finished
+def _check_travels(task: TaskSpec) -> None:
+    """Refuse an expert that cannot be sent to other processes."""
+    try:
+        pickle.dumps(task)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the expert of {task.name} ({task.expert_name}) cannot be sent to worker processes ({error}): define it "
+            "by its name in a module, or build with one worker"
+        ) from error
 
 
-def _refuse_foreign(output: Path, recipes: list[Recipe], episodes: int) -> None:
+def _refuse_foreign(output: Path, recipes: dict[TaskSpec, Recipe], episodes: int | None) -> None:
     """Refuse a folder that holds anything but data sets of the same recipes, before anything is written."""
     if not output.exists():
         return
     if not output.is_dir():
         raise ValueError(f"{output} is a file: expected a folder, or a path where one can be made")
-    recipes_by_task = {recipe.task: recipe for recipe in recipes}
-    known_tasks = {task.name for task in select_tasks(["all", "text"])} | set(recipes_by_task)
+    selected = {task.name: task for task in recipes}
     for entry in sorted(output.iterdir()):
-        if entry.name == "README.md" and entry.is_file():
+        if entry.name in ("README.md", "assets", PARTS, LOCK) or entry.name.startswith(UNFINISHED):
             continue
-        if entry.name not in known_tasks or not entry.is_dir():
+        if not entry.is_dir() or not (entry.name in selected or _is_task_folder(entry)):
             raise ValueError(
                 f"{output} holds something else ({entry.name}): choose an empty folder or one of an earlier build"
             )
-        for path in sorted(entry.iterdir()):
-            if path.suffix == ".unfinished" or path.name == MANIFEST:
-                continue
-            footer = read_footer(path)
-            recipe = recipes_by_task.get(entry.name)
-            if recipe is not None and footer["recipe"] != asdict(recipe):
-                raise ValueError(
-                    f"{path} was built by another recipe: it has {footer['recipe']}, this build asks for "
-                    f"{asdict(recipe)}: choose another folder, or build with the same options"
-                )
-            last = max(record["index"] for record in footer["episodes"])
-            if recipe is not None and last >= episodes:
+        if entry.name in selected:
+            for path in sorted(entry.iterdir()):
+                if path.name != MANIFEST and path.suffix != ".parquet" and not path.name.startswith(UNFINISHED):
+                    raise ValueError(f"{entry} holds something else ({path.name}): choose another folder")
+    for task, recipe in recipes.items():
+        for path, footer in find_shards(output / task.name).items():
+            _refuse_other_origin(path, footer, task, recipe)
+            last = footer["episodes"][-1]["index"] if "episodes" in footer else footer["last_index"]
+            if episodes is not None and last >= episodes:
                 raise ValueError(
                     f"{path} holds episode {last}, this build asks for {episodes} episodes only: choose another "
                     "folder, or ask for more"
                 )
+        parts = output / PARTS / task.name
+        for path in parts.iterdir() if parts.is_dir() else ():
+            if found := read_part(path).origin:
+                _refuse_other_origin(path, found, task, recipe)
 
 
-def write_manifest(folder: Path) -> None:
-    """Sum up a task's shards in `manifest.json`."""
-    footers = {path.name: read_footer(path) for path in sorted(folder.glob("*.parquet"))}
-    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for footer in footers.values():
-        splits[footer["split"]] += footer["episodes"]
-    manifest = {
-        "recipe": next(iter(footers.values()))["recipe"],
-        "versions": next(iter(footers.values()))["versions"],
-        "splits": {
-            split: {"episodes": len(records), "timesteps": sum(record["timesteps"] for record in records)}
-            for split, records in splits.items()
-            if records
-        },
-        "episodes": sorted((record for records in splits.values() for record in records), key=lambda r: r["index"]),
-        "shards": list(footers),
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+def _is_task_folder(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() or any(folder.glob("*.parquet"))
+
+
+def _refuse_other_origin(path: Path, found: dict[str, Any], task: TaskSpec, recipe: Recipe) -> None:
+    expected = origin(task, recipe)
+    if found["recipe"] != expected["recipe"]:
+        raise ValueError(
+            f"{path} was built by another recipe: it has {found['recipe']}, this build asks for "
+            f"{expected['recipe']}: choose another folder, or build with the same options"
+        )
+    others = [
+        f"{name} {found['versions'].get(name)} (now {expected['versions'][name]})"
+        for name in playing_packages(task)
+        if found["versions"].get(name) != expected["versions"][name]
+    ]
+    if others:
+        raise ValueError(
+            f"{path} was built with other versions, which may play other episodes: {', '.join(others)}: install "
+            "those, or choose another folder"
+        )
+
+
+@dataclass
+class JatDatasetConfig(datasets.BuilderConfig):
+    """One task of `JatDataset`.
+
+    Args:
+        episodes: how many episodes, test episodes included; of a text subset, how many rows.
+        seed: base seed of all episodes.
+        expert: kind of expert; the task's own by default.
+        max_episode_steps: truncate episodes after so many timesteps.
+    """
+
+    episodes: int = 100
+    seed: int = 0
+    expert: str | None = None
+    max_episode_steps: int | None = None
 
 
 class JatDataset(datasets.GeneratorBasedBuilder):
@@ -339,27 +457,36 @@ class JatDataset(datasets.GeneratorBasedBuilder):
     JatDataset(config_name="metaworld-reach", episodes=10).download_and_prepare("DIR", file_format="parquet")
     """
 
-    BUILDER_CONFIGS = [datasets.BuilderConfig(name=task.name, description=task.instruction) for task in select_tasks()]
-
-    def __init__(
-        self, *args: Any, episodes: int = 100, seed: int = 0, expert: str | None = None, **kwargs: Any
-    ) -> None:
-        self.episodes, self.seed, self.expert = episodes, seed, expert
-        super().__init__(*args, **kwargs)
-        self.task: TaskSpec = get_task(self.config.name)
+    BUILDER_CONFIG_CLASS = JatDatasetConfig
+    BUILDER_CONFIGS = [
+        JatDatasetConfig(name=task.name, description=task.instruction) for task in select_tasks(["all", "text"])
+    ]
+    DEFAULT_WRITER_BATCH_SIZE = 8  # rows in memory; one of Atari may have 3 MB
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=task_features(get_task(self.config.name)))
+        task = get_task(self.config.name)
+        return datasets.DatasetInfo(features=task_features(task), description=task.instruction)
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        recipe = Recipe(task=self.task.name, expert=self.expert or self.task.expert, seed=self.seed)
-        indices = {split: [i for i in range(self.episodes) if split_of(i) == split] for split in SPLITS}
+        indices = {split: [i for i in range(self.config.episodes) if split_of(i) == split] for split in SPLITS}
         return [
-            datasets.SplitGenerator(split, gen_kwargs={"recipe": recipe, "indices": indices[split]})
-            for split in SPLITS
-            if indices[split]
+            datasets.SplitGenerator(split, gen_kwargs={"indices": indices[split]}) for split in SPLITS if indices[split]
         ]
 
-    def _generate_examples(self, recipe: Recipe, indices: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (episode, _) in zip(indices, generate_episodes(recipe, tuple(indices)), strict=True):
-            yield index, episode.encoded_row
+    def _generate_examples(self, indices: list[int]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        task = get_task(self.config.name)
+        if task.domain == "text":
+            wanted = set(indices)
+            for index, row in enumerate(text_rows(task, self.config.episodes)):
+                if index in wanted:
+                    yield index, row
+            return
+        recipe = Recipe(
+            task=task.name,
+            expert=self.config.expert or task.expert_name,
+            seed=self.config.seed,
+            max_episode_steps=self.config.max_episode_steps,
+        )
+        for episode, record in generate_episodes(task, recipe, indices):
+            for part, row in enumerate(episode.as_table(record["index"]).to_pylist()):
+                yield (record["index"], part), row

@@ -5,19 +5,20 @@ Experts, the random policy and JAT are all policies, and data, evaluations and v
 
 import zlib
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from .envs import TaskEnv
-from .episodes import Episode
+from .episodes import Episode, Frames
 
 Observation = dict[str, Any]
 Action = np.ndarray | int
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Chooses an action for every observation of one environment."""
 
@@ -53,9 +54,10 @@ def play(
     """One episode as a conversation: yields (observation, reward), is sent the action, returns the `Episode`.
 
     `rollout` holds this conversation with one policy; `evaluation` holds many at once with one batched agent, and
-    keeps no observations: those of a long Atari episode take 760 MB.
+    keeps no observations.
     """
-    recorded: dict[str, list] = {key: [] for key in env.task.observation_keys} if keep_observations else {}
+    keys = env.task.observation_keys if keep_observations else ()
+    recorded: dict[str, Any] = {key: Frames() if key == "image_observation" else [] for key in keys}
     actions, rewards, successes = [], [], []
     observation, info = env.reset(seed=seed)
     reward, terminated, truncated = None, False, False
@@ -71,14 +73,19 @@ def play(
     return Episode(
         task=env.task,
         seed=seed,
-        observations={
-            key: tuple(values) if isinstance(values[0], str) else np.stack(values) for key, values in recorded.items()
-        },
+        observations={key: _sequence(values) for key, values in recorded.items()},
         actions=np.stack(actions) if isinstance(env.action_space, spaces.Box) else np.array(actions, np.int64),
         rewards=np.array(rewards, np.float32),
         terminated=bool(terminated),
         success=any(successes) if successes else None,
     )
+
+
+def _sequence(values: Any) -> Any:
+    """What was recorded, as an episode holds it."""
+    if isinstance(values, Frames):
+        return values
+    return tuple(values) if isinstance(values[0], str) else np.stack(values)
 
 
 def rollout(

@@ -3,11 +3,15 @@
 Everything else asks this table. Adding a task is adding a row, here or with `register_task`.
 """
 
+import importlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,25 +20,50 @@ class TaskSpec:
 
     Args:
         name: unique name, also the name of the data set's configuration, such as "metaworld-reach".
-        domain: the module of `dataset_builder.envs` that makes the environment, or "text".
-        env_id: id that this module understands (a gymnasium id for most), or the source data set for text.
+        env_id: id that the domain understands (a gymnasium id for most), or the source data set for text.
         instruction: the task in plain words, used as the text prompt. BabyAI's missions say more: they change with
             every episode and are part of the observation.
+        domain: the module of `dataset_builder.envs` that makes the environment, or "text".
         columns: the columns of the data set, in order. Observations and actions are named as the keys of the
-            environment's observation, in the plural.
-        expert: name of the kind of expert in `dataset_builder.experts`, None where there is none.
+            environment's observation, in the plural. `register_task` asks the environment for them.
+        expert: name of the kind of expert in `dataset_builder.experts`, or the expert itself: a function from
+            observation to action, a `Policy`, or a class of policies. None where there is none.
         horizon: most timesteps in an episode; None where the environment sets it anew for every episode.
         score_horizon: number of first timesteps whose rewards the published scores sum; None for all of them.
     """
 
     name: str
-    domain: str
     env_id: str
     instruction: str
-    columns: tuple[str, ...]
-    expert: str | None = None
+    domain: str = "custom"
+    columns: tuple[str, ...] = ()
+    expert: str | Callable | None = None
     horizon: int | None = None
     score_horizon: int | None = None
+
+    @property
+    def expert_name(self) -> str | None:
+        """The expert as manifests and cards name it: its kind, or where its code is."""
+        if self.expert is None or isinstance(self.expert, str):
+            return self.expert
+        code = self.expert if hasattr(self.expert, "__qualname__") else type(self.expert)
+        return f"{code.__module__}.{code.__qualname__}"
+
+    @property
+    def has_images(self) -> bool:
+        return "image_observations" in self.columns
+
+    def described(self) -> dict[str, Any]:
+        """The row without its expert, as manifests hold it."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in fields(self)
+            if field.name != "expert"
+        }
+
+    @classmethod
+    def from_description(cls, described: dict[str, Any]) -> "TaskSpec":
+        return cls(**{**described, "columns": tuple(described["columns"])})
 
     @property
     def observation_keys(self) -> tuple[str, ...]:
@@ -235,15 +264,47 @@ _TASKS: dict[str, TaskSpec] = {task.name: task for task in _published_tasks()}
 
 
 def register_task(task: TaskSpec) -> TaskSpec:
-    """Add a row for a task of your own; it is then made, built, trained and evaluated like the others.
+    """Add a row for a task of your own; it is then made, built, published, trained and evaluated like the others.
+
+    register_task(TaskSpec(name="cartpole", env_id="CartPole-v1", instruction="balance the pole", expert=policy))
+
+    Returns:
+        The row as it was added, with the columns that its environment has.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is taken or not fit for a folder, or the environment has spaces that JAT does not know.
     """
     if task.name in _TASKS:
         raise ValueError(f"a task named {task.name!r} exists already: choose another name")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", task.name):
+        raise ValueError(
+            f"a task's name is also a folder's and a configuration's: expected lower-case letters, digits, '-', '_' "
+            f"and '.', got {task.name!r}"
+        )
+    if not task.columns:
+        envs = importlib.import_module(".envs", __package__)  # the one place where the table asks the world
+        task = replace(task, columns=envs.task_columns(task))
     _TASKS[task.name] = task
     return task
+
+
+def register_from(source: str) -> None:
+    """Run a module, or a file, that registers tasks: what the option `--register` of the commands does.
+
+    Raises:
+        ValueError: if there is no such module or file.
+    """
+    path = Path(source)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}: expected a module, or a file, that calls register_task")
+        # As a module with a name, so that worker processes find it too.
+        sys.path.insert(0, str(path.parent.resolve()))
+        source = path.stem
+    try:
+        importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"there is no module {source!r} ({error}): expected one that calls register_task") from error
 
 
 def get_task(name: str) -> TaskSpec:

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 
 import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
-from dataset_builder import load_expert, select_tasks
+from dataset_builder import load_expert, register_from, select_tasks
 from dataset_builder.cards import write_model_card
 from dataset_builder.evaluation import AgentPolicy, evaluate, format_table, score_rows, write_scores
 
@@ -42,7 +42,12 @@ def main() -> None:
     parser.add_argument("--max-episode-steps", type=int, help="truncate episodes after so many timesteps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="where to write evaluation.json; default: a local model's folder")
+    parser.add_argument(
+        "--register", action="append", default=[], metavar="MODULE", help="a module or file that registers tasks"
+    )
     args = parser.parse_args()
+    for module in args.register:
+        register_from(module)
 
     tasks = select_tasks(args.tasks)
     if args.model:

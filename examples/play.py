@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor
 
 import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
-from dataset_builder import load_expert, make_env, select_tasks
+from dataset_builder import load_expert, make_env, register_from, select_tasks
 from dataset_builder.envs import rendering_problem
 from dataset_builder.evaluation import AgentPolicy
 from dataset_builder.replay import record_episode, write_replay
@@ -31,7 +31,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("replay.mp4"))
     parser.add_argument("--max-episode-steps", type=int, default=300, help="film so many timesteps at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--register", action="append", default=[], metavar="MODULE", help="a module or file that registers tasks"
+    )
     args = parser.parse_args()
+    for module in args.register:
+        register_from(module)
 
     agent = None
     if args.model:

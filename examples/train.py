@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from dataset_builder import get_task, select_tasks
+from dataset_builder import get_task, register_from, select_tasks
 from dataset_builder.mixing import TaskBatches, Windows
 from modeling_jat import JatConfig, JatModelForCausalLM
 from processing_jat import JatProcessor
@@ -161,7 +161,12 @@ def main() -> None:
         "--bf16", action=argparse.BooleanOptionalAction, help="default: where the processor is fast at it"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--register", action="append", default=[], metavar="MODULE", help="a module or file that registers tasks"
+    )
     args = parser.parse_args()
+    for module in args.register:
+        register_from(module)
 
     set_seed(args.seed)
     keep_freed_memory()

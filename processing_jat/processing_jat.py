@@ -303,7 +303,14 @@ class JatProcessor(ProcessorMixin):
         faults += self._faults(rows, set(columns))
         if faults:
             raise ValueError((f"{task}: " if task else "") + "; ".join(faults))
+        if "discrete_observations" in rows:
+            rows["discrete_observations"] = [self._fill(array) for array in rows["discrete_observations"]]
         return rows
+
+    def _fill(self, observations: np.ndarray) -> np.ndarray:
+        """Discrete observations of fewer values than the model takes, and of no mission, filled up with padding."""
+        missing = self.max_discrete_size - observations.shape[-1]
+        return np.pad(observations, ((0, 0), (0, missing)), constant_values=self.tokenizer.pad_token_id)
 
     def _encode_missions(self, missions: Sequence[str]) -> np.ndarray:
         """(L, mission_length) tokens; a mission that stays the same is tokenized once."""

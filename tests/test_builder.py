@@ -1,4 +1,5 @@
 import hashlib
+import importlib.metadata
 import json
 import signal
 import subprocess
@@ -7,13 +8,16 @@ import time
 
 import datasets
 import numpy as np
+import psutil
+import pyarrow.parquet
 import pytest
 from conftest import TASKS
 from datasets import Features, Image, List, Value, get_dataset_config_names, load_dataset
 
-from dataset_builder import builder, make_env
+from dataset_builder import builder, get_task, load_episodes, make_env
 from dataset_builder.__main__ import main
-from dataset_builder.builder import JatDataset, Recipe, build, generate_episodes, plan_shards, split_of
+from dataset_builder.builder import JatDataset, build, generate_episodes
+from dataset_builder.shards import Recipe, lock_folder, read_footer, read_part, split_of
 
 REACH, BALL, PENDULUM, PONG = TASKS
 
@@ -38,6 +42,8 @@ COLUMNS = {
         "image_observations": List(Image()),
         "discrete_actions": List(Value("int64")),
         "rewards": List(Value("float32")),
+        "episode_index": Value("int64"),
+        "first_timestep": Value("int64"),
     },
 }
 FEW = {"episodes": 6, "progress": False}
@@ -47,8 +53,29 @@ def digest(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
+
+
+def play(recipe, *indices):
+    """(episode, record) for each index."""
+    return list(generate_episodes(get_task(recipe.task), recipe, indices))
+
+
+def finished_episodes(folder):
+    """Indices of the episodes that a build has finished."""
+    records = [record for part in folder.glob(".parts/*/*") for _, record in read_part(part).episodes]
+    records += [record for shard in folder.glob("*/*.parquet") for record in read_footer(shard)["episodes"]]
+    return {(record["index"], record["seed"]) for record in records}
+
+
+def children_of_nobody():
+    """Command lines of processes whose parent has died."""
+    lines = []
+    for process in psutil.process_iter(["ppid", "cmdline"]):
+        if process.info["ppid"] == 1 and process.info["cmdline"]:
+            lines.append(" ".join(process.info["cmdline"]))
+    return lines
 
 
 class TestPublishedForm:
@@ -57,7 +84,7 @@ class TestPublishedForm:
         dataset = load_task(task)
         assert dataset.features == Features(COLUMNS[task])
         assert list(dataset[0]) == list(COLUMNS[task])
-        assert len({len(values) for values in dataset[0].values()}) == 1
+        assert len({len(dataset[0][column]) for column in get_task(task).columns}) == 1
 
     def test_metaworld_reach(self, load_task):
         row = load_task(REACH)[0]
@@ -80,8 +107,11 @@ class TestPublishedForm:
 
     def test_images_are_stored_without_loss(self, load_task):
         recipe = Recipe(task=PONG, expert="random", max_episode_steps=20)
-        (episode, _), *_ = generate_episodes(recipe, (0,))
+        [(episode, _)] = play(recipe, 0)
         stored = np.stack([np.asarray(image) for image in load_task(PONG)[0]["image_observations"]])
+        with make_env(PONG) as env:
+            observation, _ = env.reset(seed=episode.seed)
+            assert np.array_equal(stored[0], observation["image_observation"])
         assert np.array_equal(stored, episode.observations["image_observation"])
 
     def test_configurations_and_streaming(self, data_folder):
@@ -107,7 +137,7 @@ class TestPublishedForm:
 class TestDeterminism:
     @pytest.mark.parametrize("task", [REACH, BALL, "mujoco-reacher"])
     def test_built_twice_and_by_two_workers_the_files_are_equal(self, tmp_path, task, monkeypatch):
-        monkeypatch.setattr(builder, "DEFAULT_EPISODES_PER_SHARD", 2)
+        monkeypatch.setattr(builder, "EPISODES_PER_SHARD", 2)
         first, second, parallel = (build(task, tmp_path / name, **FEW) for name in "abc")
         assert digest(first) == digest(second)
         parallel = build(task, tmp_path / "d", num_workers=2, **FEW)
@@ -115,13 +145,13 @@ class TestDeterminism:
 
     def test_an_episode_does_not_depend_on_those_before_it(self):
         recipe = Recipe(task=REACH, expert="scripted")
-        together = dict(zip((0, 1, 2), generate_episodes(recipe, (0, 1, 2)), strict=True))
-        (alone, _), *_ = generate_episodes(recipe, (2,))
-        assert np.array_equal(together[2][0].rewards, alone.rewards)
+        *_, (last, _) = play(recipe, 0, 1, 2)
+        [(alone, _)] = play(recipe, 2)
+        assert np.array_equal(last.rewards, alone.rewards)
 
     def test_seeds_differ(self):
         recipes = [Recipe(task=BALL, expert="bot", seed=seed) for seed in (0, 1)]
-        seeds = {episode.seed for recipe in recipes for episode, _ in generate_episodes(recipe, (0, 1, 2))}
+        seeds = {episode.seed for recipe in recipes for episode, _ in play(recipe, 0, 1, 2)}
         assert len(seeds) == 6
 
     @pytest.mark.slow
@@ -133,33 +163,77 @@ class TestDeterminism:
 
 
 class TestResume:
-    def test_a_killed_build_goes_on(self, tmp_path):
-        """kill -9 in the middle; the same command then finishes, keeps what was whole, and the result is the same."""
-        command = [sys.executable, "-m", "dataset_builder", "build", "--tasks", REACH, "--episodes", "60", "--output"]
-        killed = tmp_path / "killed"
-        process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        first = killed / REACH / "train-00000-of-00003.parquet"
+    def start(self, output, *options, wait_for):
+        """A build in a process of its own, killed with -9 as soon as so many episodes are finished."""
+        command = [sys.executable, "-m", "dataset_builder", "build", "--output", str(output), *options]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while not first.exists():
+        while len(finished_episodes(output)) < wait_for:
             assert process.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kept = first.stat().st_mtime_ns
+        return command[3:]
+
+    @pytest.mark.parametrize("workers", ["1", "2"])
+    def test_a_killed_build_goes_on(self, tmp_path, monkeypatch, workers):
+        """The same command then plays only what was not finished, and the result is the same."""
+        killed = tmp_path / "killed"
+        options = ["--tasks", REACH, "--episodes", "25", "--num-workers", workers]
+        command = self.start(killed, *options, wait_for=5)
+        kept = finished_episodes(killed)
         assert not (killed / "README.md").exists()
-        assert main([*command[3:], str(killed)]) == 0
-        assert first.stat().st_mtime_ns == kept
-        undisturbed = build(REACH, tmp_path / "undisturbed", episodes=60, progress=False)
+        played = []
+        original = builder.rollout
+        monkeypatch.setattr(builder, "rollout", lambda *args: played.append(args) or original(*args))
+        command[command.index("--num-workers") + 1] = "1"
+        assert main(command) == 0
+        assert len(kept) + len(played) == 25
+        undisturbed = build(REACH, tmp_path / "undisturbed", episodes=25, progress=False)
         assert digest(killed) == digest(undisturbed)
 
-    def test_more_episodes_extend_a_build(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(builder, "DEFAULT_EPISODES_PER_SHARD", 4)
-        folder = build(BALL, tmp_path / "a", episodes=10, progress=False)
-        whole = (folder / BALL / "train-00000-of-00003.parquet").read_bytes()
+    def test_its_workers_end_with_it(self, tmp_path):
+        output = tmp_path / "killed"
+        self.start(output, "--tasks", REACH, "--episodes", "50", "--num-workers", "2", wait_for=2)
+        deadline = time.monotonic() + 10
+        while any(str(output) in line or "spawn_main" in line for line in children_of_nobody()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def test_all_but_the_last_episode_of_a_torn_part_is_read(self, tmp_path):
+        task, recipe = get_task(BALL), Recipe(task=BALL, expert="bot")
+        finished = builder.play_item(builder.WorkItem(task, recipe, (0, 1, 2), tmp_path))
+        whole = finished.part.read_bytes()
+        sizes = set()
+        for end in [*range(0, len(whole), 97), len(whole)]:
+            finished.part.write_bytes(whole[:end])
+            episodes = read_part(finished.part).episodes
+            sizes.add(len(episodes))
+            assert [record for _, record in episodes] == finished.records[: len(episodes)]
+        assert sizes == {0, 1, 2, 3}
+
+    def test_more_episodes_extend_a_build_without_a_change_of_its_files(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(builder, "EPISODES_PER_SHARD", 4)
+        folder = build(BALL, tmp_path / "a", episodes=11, progress=False)
+        before = {path.read_bytes() for path in folder.rglob("*.parquet")}
         build(BALL, folder, episodes=25, progress=False)
-        assert (folder / BALL / "train-00000-of-00006.parquet").read_bytes() == whole
-        assert digest(folder) == digest(build(BALL, tmp_path / "b", episodes=25, progress=False))
+        after = {path.read_bytes() for path in folder.rglob("*.parquet")}
+        assert before < after
+        whole = build(BALL, tmp_path / "b", episodes=25, progress=False)
+        for split in ("train", "test"):
+            rows = [load_dataset(str(path), BALL, split=split).to_list() for path in (folder, whole)]
+            assert rows[0] == rows[1]
+        assert (
+            json.loads((folder / BALL / "manifest.json").read_text())["episodes"]
+            == (json.loads((whole / BALL / "manifest.json").read_text())["episodes"])
+        )
+
+    def test_readers_see_a_whole_set_of_shards_while_more_are_built(self, tmp_path):
+        folder = build(BALL, tmp_path / "a", **FEW)
+        shard = next((folder / BALL).glob("train-*"))
+        (folder / BALL / "train-from-00000006.parquet").write_bytes(shard.read_bytes())
+        assert len(load_dataset(str(folder), BALL, split="train")) == 6
 
     def test_a_finished_build_is_left_alone(self, tmp_path):
         folder = build(BALL, tmp_path / "a", **FEW)
@@ -171,6 +245,71 @@ class TestResume:
         folder = build(BALL, tmp_path / "a", **FEW)
         build("mujoco-reacher", folder, **FEW)
         assert get_dataset_config_names(str(folder)) == [BALL, "mujoco-reacher"]
+
+
+class TestSteps:
+    def test_the_fewest_episodes_that_have_them(self, tmp_path):
+        folder = build("mujoco-reacher", tmp_path / "a", steps=501, progress=False)
+        records = json.loads((folder / "mujoco-reacher" / "manifest.json").read_text())["episodes"]
+        assert sum(record["timesteps"] for record in records) == 550
+
+    def test_whatever_the_number_of_workers(self, tmp_path):
+        one = build(BALL, tmp_path / "a", steps=150, progress=False)
+        two = build(BALL, tmp_path / "b", steps=150, num_workers=2, progress=False)
+        assert digest(one) == digest(two)
+        records = json.loads((one / BALL / "manifest.json").read_text())["episodes"]
+        timesteps = [record["timesteps"] for record in records]
+        assert sum(timesteps) >= 150 > sum(timesteps[:-1])
+
+    def test_more_steps_extend_a_build_and_fewer_leave_it(self, tmp_path):
+        folder = build(BALL, tmp_path / "a", steps=100, progress=False)
+        build(BALL, folder, steps=200, progress=False)
+        extended = digest(folder)
+        build(BALL, folder, steps=100, progress=False)
+        assert digest(folder) == extended
+
+
+@pytest.fixture(scope="module")
+def long_episodes(tmp_path_factory):
+    options = {"expert": "random", "episodes": 11, "max_episode_steps": 300, "progress": False}
+    return build(PONG, tmp_path_factory.mktemp("long") / "a", **options)
+
+
+class TestRowsOfLongEpisodes:
+    def test_parts_of_an_episode(self, long_episodes):
+        dataset = load_dataset(str(long_episodes), PONG, split="train")
+        assert dataset["episode_index"][:7] == [0, 0, 0, 1, 1, 1, 2]
+        assert dataset["first_timestep"][:6] == [0, 128, 256, 0, 128, 256]
+        assert [len(rewards) for rewards in dataset["rewards"][:3]] == [128, 128, 44]
+
+    def test_an_episode_is_one_call(self, long_episodes):
+        [(played, _)] = play(Recipe(task=PONG, expert="random", max_episode_steps=300), 10)
+        episode = load_episodes(long_episodes, PONG)[9]
+        assert np.array_equal(episode["image_observations"], played.observations["image_observation"])
+        assert np.array_equal(episode["discrete_actions"], played.actions)
+        assert np.array_equal(episode["rewards"], played.rewards)
+
+    def test_stretches_across_rows(self, long_episodes):
+        episodes = load_episodes(long_episodes, PONG)
+        whole = episodes[1]
+        for start, stop in ((0, 300), (100, 140), (127, 129), (128, 256), (130, 131), (255, 300)):
+            stretch = episodes.read(1, start, stop)
+            for column, values in whole.items():
+                assert np.array_equal(stretch[column], values[start:stop])
+
+    def test_row_groups_and_rows_are_small(self, long_episodes):
+        for path in long_episodes.rglob("*.parquet"):
+            metadata = pyarrow.parquet.read_metadata(path)
+            assert all(metadata.row_group(i).total_byte_size < 100e6 for i in range(metadata.num_row_groups))
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1):
+                assert batch.nbytes < 5e6
+
+    def test_a_shard_is_several_row_groups(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("dataset_builder.shards.ROW_GROUP_BYTES", 20_000)
+        folder = build("mujoco-reacher", tmp_path / "a", episodes=30, progress=False)
+        shard = next((folder / "mujoco-reacher").glob("train*"))
+        assert pyarrow.parquet.read_metadata(shard).num_row_groups > 1
+        assert len(load_episodes(folder, "mujoco-reacher")) == 27
 
 
 class TestRefusals:
@@ -195,18 +334,41 @@ class TestRefusals:
         options = ("--tasks", REACH, "--episodes", "2", "--expert", "bot")
         assert "the bot plays BabyAI only, not metaworld-reach" in self.refused(tmp_path / "a", *options, capsys=capsys)
 
-    def test_a_text_subset(self, tmp_path, capsys):
-        assert "text subset" in self.refused(tmp_path / "a", "--tasks", "text", "--episodes", "2", capsys=capsys)
+    def test_timesteps_of_a_text_subset(self, tmp_path, capsys):
+        assert "text subset" in self.refused(tmp_path / "a", "--tasks", "text", "--steps", "2", capsys=capsys)
 
-    @pytest.mark.parametrize("option", ["--episodes", "--num-workers", "--max-episode-steps"])
+    @pytest.mark.parametrize("option", ["--episodes", "--steps", "--num-workers", "--max-episode-steps"])
     def test_numbers_out_of_range(self, tmp_path, capsys, option):
-        options = ["--tasks", REACH, "--episodes", "2", option, "0"]
+        options = ["--tasks", REACH, *(() if option == "--steps" else ("--episodes", "2")), option, "0"]
         assert "must be at least 1, got 0" in self.refused(tmp_path / "a", *options, capsys=capsys)
 
     def test_a_folder_with_something_else(self, tmp_path, capsys):
         (tmp_path / "thesis.txt").write_text("...")
         error = self.refused(tmp_path, "--tasks", BALL, "--episodes", "2", capsys=capsys)
         assert "holds something else (thesis.txt)" in error
+
+    def test_a_folder_in_which_another_process_builds(self, tmp_path, capsys):
+        with lock_folder(tmp_path / "a"):
+            error = self.refused(tmp_path / "a", "--tasks", BALL, "--episodes", "2", capsys=capsys)
+        assert "another process builds" in error
+
+    def test_parts_of_another_recipe(self, tmp_path, capsys):
+        recipe = Recipe(task=BALL, expert="bot", seed=1)
+        item = builder.WorkItem(get_task(BALL), recipe, (0,), tmp_path / "a" / ".parts" / BALL)
+        builder.play_item(item)
+        assert "another recipe" in self.refused(tmp_path / "a", "--tasks", BALL, "--episodes", "2", capsys=capsys)
+
+    def test_other_versions(self, tmp_path, capsys, monkeypatch):
+        folder = build(BALL, tmp_path / "a", **FEW)
+        version = importlib.metadata.version
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "99" if name == "minigrid" else version(name))
+        error = self.refused(folder, "--tasks", BALL, "--episodes", "6", capsys=capsys)
+        assert "minigrid 3" in error
+        assert "now 99" in error
+
+    def test_an_unknown_executor(self, tmp_path):
+        with pytest.raises(ValueError, match="unknown executor 'slurm': expected one of local, ray"):
+            build(BALL, tmp_path / "a", episodes=2, executor="slurm")
 
     def test_a_file(self, tmp_path, capsys):
         path = tmp_path / "file"
@@ -245,21 +407,21 @@ def test_manifest_and_card(data_folder):
     assert "--max-episode-steps 20" in card
 
 
-def test_dropped_starts_are_counted():
+def test_dropped_starts_are_counted_with_their_reasons(tmp_path):
     """The bot gives up about every second start of this task; other starts take their places."""
-    recipe = Recipe(task="babyai-unlock-to-unlock", expert="bot")
-    played = list(generate_episodes(recipe, tuple(range(6))))
-    assert sum(dropped for _, dropped in played) > 0
-    assert all(episode.success for episode, _ in played)
+    folder = build("babyai-unlock-to-unlock", tmp_path, **FEW)
+    manifest = json.loads((folder / "babyai-unlock-to-unlock" / "manifest.json").read_text())
+    dropped = [start for record in manifest["episodes"] for start in record["dropped_starts"]]
+    assert manifest["dropped_starts"] == len(dropped) > 0
+    assert all("subgoals" in start["reason"] for start in dropped)
+    assert manifest["success_rate"] == 1
 
 
-def test_shards_are_planned_for_any_number_of_episodes():
-    recipe = Recipe(task=REACH, expert="scripted")
-    for episodes in (1, 9, 10, 251):
-        shards = plan_shards(recipe, episodes)
-        assert sorted(index for shard in shards for index in shard.indices) == list(range(episodes))
-    few, more = plan_shards(recipe, 100), plan_shards(recipe, 101)
-    assert set(few) - set(more) == {few[3]}
+def test_a_shard_describes_itself(data_folder):
+    footer = read_footer(data_folder / REACH / "test-00000-of-00001.parquet")
+    assert footer["recipe"] == {"task": REACH, "expert": "scripted", "seed": 0, "max_episode_steps": None}
+    assert footer["versions"]["metaworld"] == importlib.metadata.version("metaworld")
+    assert [record["index"] for record in footer["episodes"]] == [9]
 
 
 def test_the_builder_of_datasets(tmp_path):
@@ -269,7 +431,7 @@ def test_the_builder_of_datasets(tmp_path):
     folder = build(BALL, tmp_path / "built", episodes=12, progress=False)
     rows = load_dataset("parquet", data_files=str(tmp_path / "out" / "*train*.parquet"), split="train")
     assert rows.to_list() == load_dataset(str(folder), BALL, split="train").to_list()
-    assert len(JatDataset.BUILDER_CONFIGS) == 157
+    assert len(JatDataset.BUILDER_CONFIGS) == 161
 
 
 def test_list(capsys):

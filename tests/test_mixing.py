@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builder import get_task, task_features
-from dataset_builder.mixing import TaskBatches, WindowKey, Windows, loss_weight, shift_rewards
+from dataset_builder.mixing import TaskBatches, WindowKey, Windows, loss_weight
 
 
 def episodes(lengths, task="mujoco-pendulum"):
@@ -26,15 +26,6 @@ def episodes(lengths, task="mujoco-pendulum"):
     return Dataset.from_list(rows, features=task_features(get_task(task)))
 
 
-@given(length=st.integers(1, 30), start=st.integers(0, 29), window=st.integers(1, 30))
-def test_shift_rewards(length, start, window):
-    rewards = np.arange(1, length + 1, dtype=np.float32)
-    start = min(start, length - 1)
-    window = min(window, length - start)
-    published = np.concatenate([[0], rewards[:-1]])  # [0] + rewards[:-1]
-    assert np.array_equal(shift_rewards(rewards, start, window), published[start : start + window])
-
-
 @settings(deadline=None, max_examples=40)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4), window=st.integers(1, 40), seed=st.integers(0, 5))
 def test_windows_are_stretches_of_episodes(lengths, window, seed):
@@ -42,8 +33,8 @@ def test_windows_are_stretches_of_episodes(lengths, window, seed):
     for batch in TaskBatches(windows, batch_size=4, seed=seed, num_batches=3):
         for key in batch:
             values = windows[key]
-            length = min(window, lengths[key.row] - key.start)
-            expected = 100.0 * key.row + key.start + np.arange(length)
+            length = min(window, lengths[key.episode] - key.start)
+            expected = 100.0 * key.episode + key.start + np.arange(length)
             assert length >= 1
             assert np.array_equal(values["continuous_actions"][:, 0], expected)
             assert np.array_equal(values["continuous_observations"], np.repeat(expected[:, None], 4, 1))

@@ -21,6 +21,7 @@ import sys
 from typing import Any
 
 import gymnasium
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ..tasks import TaskSpec, get_task
@@ -54,6 +55,18 @@ def make_env(task: str | TaskSpec, *, max_episode_steps: int | None = None, **kw
     if max_episode_steps is not None:
         env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     return TaskEnv(env, task)
+
+
+def task_columns(task: TaskSpec) -> tuple[str, ...]:
+    """The columns of a task's data set, from the spaces of its environment.
+
+    Raises:
+        ValueError: if the environment has spaces that JAT does not know.
+    """
+    with make_env(task) as env:
+        observations = [f"{key}s" for key in sorted(env.observation_space, reverse=True)]  # a text first, as in BabyAI
+        actions = "discrete_actions" if isinstance(env.action_space, spaces.Discrete) else "continuous_actions"
+    return (*observations, actions, "rewards")
 
 
 def make_vec_env(task: str | TaskSpec, num_envs: int, **kwargs: Any) -> SyncVectorEnv:

@@ -1,12 +1,15 @@
 """Experts: `load_expert(task)` gives the policy that makes a task's data.
 
 Each kind of expert is a module of its own, imported only when used, with one function `load(task)`. The table says
-which kind is a task's own.
+which kind is a task's own; a task of a user's may bring its expert itself, as a function or a policy.
 """
 
 import importlib
+from collections.abc import Callable
 
-from ..rollout import Policy
+import gymnasium
+
+from ..rollout import Action, Observation, Policy
 from ..tasks import TaskSpec, get_task
 
 EXPERTS = {
@@ -22,6 +25,19 @@ class MissingExpertError(LookupError):
     """There is no expert for a task, or what it needs is not there."""
 
 
+class FunctionPolicy:
+    """A function from observation to action as a policy."""
+
+    def __init__(self, function: Callable[[Observation], Action]) -> None:
+        self.function = function
+
+    def reset(self, env: gymnasium.Env, seed: int) -> None:
+        pass
+
+    def act(self, observation: Observation, reward: float | None) -> Action:
+        return self.function(observation)
+
+
 def load_expert(task: str | TaskSpec, name: str | None = None) -> Policy:
     """The expert of a task.
 
@@ -34,6 +50,9 @@ def load_expert(task: str | TaskSpec, name: str | None = None) -> Policy:
         MissingExpertError: if the task has none, or what the expert needs is not there.
     """
     task = get_task(task) if isinstance(task, str) else task
+    if not (task.expert is None or isinstance(task.expert, str)) and name in (None, task.expert_name):
+        expert = task.expert() if isinstance(task.expert, type) else task.expert
+        return expert if isinstance(expert, Policy) else FunctionPolicy(expert)
     name = name or task.expert
     if name is None:
         raise MissingExpertError(f"{task.name} has no expert of its own: name one of {', '.join(EXPERTS)}")
