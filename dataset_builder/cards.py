@@ -12,7 +12,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
 from .episodes import TIMESTEPS_PER_ROW, task_features
-from .pictures import ASSETS, draw_pictures
+from .pictures import ASSETS, draw_frames, draw_returns
 from .scores import reference_scores
 from .shards import MANIFEST, is_local, read_manifest, whole_file
 from .tasks import TaskSpec
@@ -24,7 +24,8 @@ def write_dataset_card(folder: Path) -> Path:
     """Write `README.md` of a folder of data sets, from the manifests of its tasks, with pictures in `assets`."""
     manifests = {path.parent.name: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
     if is_local(folder):
-        draw_pictures(folder, manifests)
+        draw_returns(folder / ASSETS / "returns.png", manifests)
+        draw_frames(folder, manifests)
     pictures = sorted(f"{ASSETS}/{path.name}" for path in (folder / ASSETS).glob("*.png"))
     path = folder / "README.md"
     with whole_file(path) as stream:

@@ -19,42 +19,50 @@ FRAMES = 6  # of a domain
 FRAME_TIMESTEP = 20
 
 
-def draw_pictures(folder: Path, manifests: dict[str, dict[str, Any]]) -> None:
-    """Draw what can be drawn here: the figure needs matplotlib, frames of MuJoCo and Meta-World a renderer."""
-    tasks = {name: TaskSpec.from_description(manifest["task"]) for name, manifest in manifests.items()}
-    domains: dict[str, list[str]] = {}
-    for name, task in tasks.items():
-        if task.domain != "text":
-            domains.setdefault(task.domain, []).append(name)
-    if domains and importlib.util.find_spec("matplotlib"):
-        _draw_returns(folder / ASSETS / "returns.png", domains, manifests)
-    for domain, names in domains.items():
-        chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, FRAMES).astype(int))]
-        path = folder / ASSETS / f"{domain}.png"
-        frames = [frame for frame in (_frame(folder / name, tasks[name]) for name in chosen) if frame is not None]
-        if frames:
-            _write_strip(path, frames)
+def draw_returns(path: Path, manifests: dict[str, dict[str, Any]]) -> Path | None:
+    """A dot for each task: its mean score between the published random one, 0, and the published expert's, 1.
 
-
-def _draw_returns(path: Path, domains: dict[str, list[str]], manifests: dict[str, dict[str, Any]]) -> None:
-    """A dot for each task: its mean score between the published random one, 0, and the published expert's, 1."""
+    Returns:
+        The path; None if no task has such scores, or matplotlib is not installed.
+    """
+    scores: dict[str, list[float]] = {}
+    for name, manifest in manifests.items():
+        if "episodes" in manifest:
+            mean = np.mean([record["score"] for record in manifest["episodes"]])
+            normalized = reference_scores(name).normalized(float(mean))
+            if normalized is not None:
+                scores.setdefault(manifest["task"]["domain"], []).append(normalized)
+    if not scores or not importlib.util.find_spec("matplotlib"):
+        return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 0.6 + 0.5 * len(domains)), layout="constrained")
+    figure = Figure(figsize=(7, 0.6 + 0.5 * len(scores)), layout="constrained")
     axes = figure.add_subplot()
-    for row, names in enumerate(domains.values()):
-        means = [np.mean([record["score"] for record in manifests[name]["episodes"]]) for name in names]
-        normalized = [reference_scores(name).normalized(mean) for name, mean in zip(names, means, strict=True)]
-        known = [score for score in normalized if score is not None]
-        axes.plot(np.clip(known, -0.5, 2.5), [row] * len(known), "|", markersize=14)
-    axes.set_yticks(range(len(domains)), list(domains))
-    axes.set_ylim(len(domains) - 0.5, -0.5)
+    for row, normalized in enumerate(scores.values()):
+        axes.plot(np.clip(normalized, -0.5, 2.5), [row] * len(normalized), "|", markersize=14)
+    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set_ylim(len(scores) - 0.5, -0.5)
     axes.set_xlim(-0.6, 2.6)
     for score in (0, 1):
         axes.axvline(score, color="gray", linewidth=0.5)
     axes.set_xlabel("mean score of each task; 0: random, 1: the published expert")
     with whole_file(path) as stream:
         figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+    return path
+
+
+def draw_frames(folder: Path, manifests: dict[str, dict[str, Any]]) -> None:
+    """For each domain a strip of frames of some of its tasks, where they can be rendered here."""
+    domains: dict[str, list[TaskSpec]] = {}
+    for manifest in manifests.values():
+        task = TaskSpec.from_description(manifest["task"])
+        if task.domain != "text":
+            domains.setdefault(task.domain, []).append(task)
+    for domain, tasks in domains.items():
+        chosen = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, FRAMES).astype(int))]
+        frames = [frame for frame in (_frame(folder / task.name, task) for task in chosen) if frame is not None]
+        if frames:
+            _write_strip(folder / ASSETS / f"{domain}.png", frames)
 
 
 def _frame(folder: Path, task: TaskSpec) -> Image.Image | None:

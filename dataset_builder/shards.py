@@ -6,8 +6,8 @@
     DIR/.parts/metaworld-reach/*.arrow                    finished episodes that are in no shard yet
     DIR/.lock                                             held by the process that builds
 
-A shard describes itself in its footer, appears whole or not at all, and is never changed: more episodes are more shards.
-A part is an Arrow stream to which one worker appends its episodes as it finishes them; if the worker dies, all but the
+A shard describes itself in its footer, appears whole or not at all, and never changes: more episodes are more shards. A
+part is an Arrow stream to which one worker appends its episodes as it finishes them; if the worker dies, all but the
 one that it was writing can be read. DIR may be a folder, or a URL that fsspec knows, such as s3://bucket/data.
 """
 
@@ -19,6 +19,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -311,6 +312,34 @@ def _summary(footers: list[dict[str, Any]]) -> dict[str, Any]:
         "dropped_starts": sum(len(record["dropped_starts"]) for record in records),
         "episodes": records,
     }
+
+
+def find_tasks(folder: Path, patterns: str | list[str]) -> list[Path]:
+    """The folders of the tasks that have data in a folder and that any pattern names, whether registered or not.
+
+    Args:
+        folder: of data sets.
+        patterns: "all", domains, names or globs.
+
+    Raises:
+        ValueError: if a pattern names none.
+    """
+    domains = {path.parent.name: _domain(path) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matches = {name for name, domain in domains.items() if pattern in ("all", domain) or fnmatchcase(name, pattern)}
+        if not matches:
+            raise ValueError(f"{folder} has no finished data of {pattern!r}; it has {', '.join(domains) or 'none'}")
+        chosen |= matches
+    return [folder / name for name in sorted(chosen)]
+
+
+def _domain(manifest: Path) -> str | None:
+    """The domain of a task; None if its manifest is damaged."""
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))["task"]["domain"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -227,7 +227,7 @@ class TestHub:
         with running_hub() as hub:
             self.run(self.PUSHING, folder, ROOT, **hub.environment(tmp_path / "pusher"))
             assert {"model.safetensors", "modeling_jat.py", "processing_jat.py", "configuration_jat.py"} <= set(
-                hub.repositories["models", "jat-project/jat"]
+                hub.files("models", "jat-project/jat")
             )
             output = self.run(self.ACTING, "jat-project/jat", tmp_path, **hub.environment(tmp_path / "user"))
         np.testing.assert_allclose(json.loads(output.splitlines()[-1]), expected, atol=1e-6)
