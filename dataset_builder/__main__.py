@@ -1,13 +1,19 @@
-"""The command line of the data sets: `python -m dataset_builder list | build`."""
+"""The command line of the data sets: `python -m dataset_builder list | build | score | verify | push`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub.errors import HfHubHTTPError
 
 from .builder import build
+from .evaluation import measure_experts
 from .executors import EXECUTORS
 from .experts import EXPERTS, MissingExpertError, load_expert
+from .publish import push
 from .tasks import register_from, select_tasks
+from .verify import verdict_line, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +43,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--allow-local", action="store_true", help="let images come from addresses of this machine and its network"
     )
     builder.add_argument("--max-episode-steps", type=int, help="truncate episodes after so many timesteps")
+
+    scorer = commands.add_parser("score", parents=[common], help="measure experts")
+    scorer.add_argument("--tasks", nargs="+", required=True, help="names, domains, globs or 'all'")
+    scorer.add_argument("--episodes", type=int, default=100, help="of each task")
+    scorer.add_argument("--expert", choices=EXPERTS, help="default: each task's own")
+    scorer.add_argument("--seed", type=int, default=0, help="base seed; no data set has these starts")
+    scorer.add_argument("--num-workers", type=int, default=1, help="processes")
+    scorer.add_argument("--output", type=Path, default=Path("expert_scores.csv"), help="the file that keeps them")
+
+    verifier = commands.add_parser("verify", parents=[common], help="read data sets back and play episodes again")
+    verifier.add_argument("folder")
+    verifier.add_argument("--tasks", nargs="+", default=["all"], help="of the folder's")
+    verifier.add_argument("--replays", type=int, default=3, help="episodes of each task that are played again")
+    verifier.add_argument("--num-workers", type=int, default=1, help="processes")
+
+    pusher = commands.add_parser("push", parents=[common], help="publish data sets on the Hub, or go on with that")
+    pusher.add_argument("folder")
+    pusher.add_argument("--repo-id", required=True, metavar="USER/NAME", help="made if it is not there")
+    pusher.add_argument("--tasks", nargs="+", default=["all"], help="of the folder's; others in the repository stay")
+    pusher.add_argument("--private", action="store_true", default=None, help="if it is made")
+    pusher.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     args = parser.parse_args(arguments)
 
     try:
@@ -44,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             register_from(module)
         if args.command == "list":
             list_tasks(args.tasks)
+        elif args.command == "score":
+            score_experts(args)
+        elif args.command == "verify":
+            return verify_folder(args)
+        elif args.command == "push":
+            options = {"tasks": args.tasks, "private": args.private, "create_pr": args.create_pr}
+            print(push(args.folder, args.repo_id, **options))
         else:
             folder = build(
                 args.tasks,
@@ -59,10 +93,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             task = select_tasks(args.tasks)[0]
             print(f'Built in {folder}; read it with datasets.load_dataset("{folder}", "{task.name}")')
-    except (ValueError, MissingExpertError) as error:
+    except (ValueError, MissingExpertError, HfHubHTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def score_experts(args: argparse.Namespace) -> None:
+    tasks = select_tasks(args.tasks)
+    for task in tasks:
+        load_expert(task, args.expert)  # fails here, before any work, if there is none
+    scores = measure_experts(
+        tasks,
+        args.output,
+        expert=args.expert,
+        episodes=args.episodes,
+        seed=args.seed,
+        num_workers=args.num_workers,
+    )
+    for score in scores:
+        success = "" if score.success is None else f", success {score.success:.2f}"
+        print(f"{score.task:40} {score.expert:9} {score.return_mean:10.2f} ± {score.return_std:.2f}{success}")
+    print(f"written: {args.output}")
+
+
+def verify_folder(args: argparse.Namespace) -> int:
+    """1 if anything is wrong."""
+    verdicts = verify(args.folder, args.tasks, replays=args.replays, num_workers=args.num_workers)
+    for verdict in verdicts:
+        print(verdict_line(verdict))
+    faults = [fault for verdict in verdicts for fault in verdict.faults]
+    for note in [note for verdict in verdicts for note in verdict.notes]:
+        print(f"note: {note}")
+    for fault in faults:
+        print(f"fault: {fault}")
+    print(f"{len(verdicts)} tasks verified: {len(faults)} faults")
+    return 1 if faults else 0
 
 
 def list_tasks(patterns: list[str]) -> None:

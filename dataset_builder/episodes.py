@@ -260,11 +260,12 @@ class Episodes(Sequence):
                 for column, pieces in columns.items():
                     values = table[column][0].values
                     skipped = max(start - first, 0)
-                    pieces.append(_python_values(column, values.slice(skipped, max(stop - first, 0) - skipped)))
-        return {column: _joined(pieces) for column, pieces in columns.items()}
+                    pieces.append(column_values(column, values.slice(skipped, max(stop - first, 0) - skipped)))
+        return {column: join_values(pieces) for column, pieces in columns.items()}
 
 
-def _python_values(column: str, values: pa.Array) -> Any:
+def column_values(column: str, values: pa.Array) -> Any:
+    """A column of one row as `Episodes` gives it."""
     if column == "image_observations":
         return Frames(values.field("bytes").to_pylist())
     if column == "text_observations":
@@ -274,7 +275,8 @@ def _python_values(column: str, values: pa.Array) -> Any:
     return values.to_numpy()
 
 
-def _joined(pieces: list[Any]) -> Any:
+def join_values(pieces: list[Any]) -> Any:
+    """A column of several rows, put together."""
     if len(pieces) == 1:
         return pieces[0]
     if isinstance(pieces[0], Frames):

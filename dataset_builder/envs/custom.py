@@ -111,8 +111,8 @@ def _observe_values(env: gymnasium.Env) -> gymnasium.Env:
     unknown = [leaf for leaf in leaves if not isinstance(leaf, (*_DISCRETE, spaces.Box, spaces.Text))]
     if unknown or len(texts) > 1 or any(_is_image(leaf) for leaf in leaves):
         raise ValueError(
-            f"expected Box, Discrete, MultiDiscrete or MultiBinary spaces and at most one Text, or one image alone, got "
-            f"{space}: wrap the environment, for instance in gymnasium.wrappers.FilterObservation"
+            f"expected Box, Discrete, MultiDiscrete or MultiBinary spaces and at most one Text, or one image alone, "
+            f"got {space}: wrap the environment, for instance in gymnasium.wrappers.FilterObservation"
         )
     discrete = all(isinstance(leaves[i], _DISCRETE) for i in numbers)
     if texts and not (discrete and numbers):
