@@ -265,8 +265,8 @@ class TextStream:
         examples = iter(stream)
         skip = self.place["skip"]
         with ThreadPoolExecutor(32) as threads:
-            while batch := list(islice(examples, skip, EXAMPLES_PER_BATCH)):
-                rows = threads.map(self._row, batch)
+            while batch := list(islice(examples, EXAMPLES_PER_BATCH)):
+                rows = threads.map(self._row, batch[skip:])
                 for number, row in enumerate(rows, start=skip + 1):
                     self.place = {**self.place, "skip": number}
                     if isinstance(row, DroppedError):
@@ -309,6 +309,9 @@ def build_text(
         rows: how many, test rows included; fewer if the source ends before.
         progress: show a bar.
         allow_local: whether images may come from addresses of this machine and its network.
+
+    Raises:
+        ValueError: if no row can be had.
     """
     first, place = 0, None
     for footer in find_shards(folder).values():
@@ -329,6 +332,9 @@ def build_text(
                 break
             _write_chunk(task, recipe, folder, first, chunk, stream)
             first += len(chunk)
+    if first == 0:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(stream.dropped.items()))
+        raise ValueError(f"no row of {task.name} could be had: {reasons or 'its source is empty'}")
 
 
 def _write_chunk(
