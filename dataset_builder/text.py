@@ -318,20 +318,20 @@ def build_text(
         if footer["last_index"] + 1 > first:
             first, place = footer["last_index"] + 1, footer["place"]
     size = IMAGE_ROWS_PER_CHUNK if "images" in task.columns else ROWS_PER_CHUNK
-    stream = TextStream(task, ImageFetcher(allow_local=allow_local), place)
+    fetcher = ImageFetcher(allow_local=allow_local)
     with tqdm(total=rows, initial=first, desc=task.name, unit="row", disable=not progress) as bar:
-        kept = iter(stream)
         while first < rows:
-            stream.dropped.clear()
+            # A chunk is a function of the place where it begins alone, whether the build was interrupted there or not.
+            stream = TextStream(task, fetcher, place)
             chunk = []
-            for row in islice(kept, min(size, rows - first)):
+            for row in islice(stream, min(size, rows - first)):
                 chunk.append(row)
                 bar.update()
                 bar.set_postfix(dropped=stream.dropped.total(), refresh=False)
             if not chunk:
                 break
             _write_chunk(task, recipe, folder, first, chunk, stream)
-            first += len(chunk)
+            first, place = first + len(chunk), stream.place
     if first == 0:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(stream.dropped.items()))
         raise ValueError(f"no row of {task.name} could be had: {reasons or 'its source is empty'}")
