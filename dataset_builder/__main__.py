@@ -12,7 +12,8 @@ from .evaluation import measure_experts
 from .executors import EXECUTORS
 from .experts import EXPERTS, MissingExpertError, load_expert
 from .publish import push
-from .tasks import register_from, select_tasks
+from .shards import is_local
+from .tasks import TaskSpec, register_from, select_tasks
 from .verify import verdict_line, verify
 
 
@@ -91,12 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 max_episode_steps=args.max_episode_steps,
                 allow_local=args.allow_local,
             )
-            task = select_tasks(args.tasks)[0]
-            print(f'Built in {folder}; read it with datasets.load_dataset("{folder}", "{task.name}")')
+            print(f"Built in {folder}; read it with {reading(folder, select_tasks(args.tasks)[0])}")
     except (ValueError, MissingExpertError, HfHubHTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def reading(folder: Path, task: TaskSpec) -> str:
+    """How a data set is loaded."""
+    if is_local(folder):
+        return f'datasets.load_dataset("{folder}", "{task.name}")'
+    return f'datasets.load_dataset("parquet", data_files="{folder}/{task.name}/train-*.parquet")'
 
 
 def score_experts(args: argparse.Namespace) -> None:

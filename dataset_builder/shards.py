@@ -96,6 +96,13 @@ def is_local(path: Path) -> bool:
     return getattr(path, "protocol", "") in ("", "file", "local")
 
 
+def make_folder(path: Path) -> None:
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+    else:
+        path.fs.makedirs(path.path, exist_ok=True)  # does nothing where there are no folders
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone. Places that are not on this machine cannot be held.
@@ -123,7 +130,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     local = is_local(path)
     descriptor, unfinished = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent if local else None)
     try:
@@ -149,7 +156,7 @@ def new_part(folder: Path, schema: pa.Schema, origin: dict[str, Any]) -> Iterato
         schema: of the rows.
         origin: recipe and versions.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"{uuid.uuid4().hex}.arrow"
     file = path.open("xb", buffering=0) if is_local(path) else whole_file(path)
     described = schema.with_metadata({_FOOTER_KEY: json.dumps(origin)})
