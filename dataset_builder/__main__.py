@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 
 from .builder import build
+from .episodes import task_features
 from .evaluation import measure_experts
 from .executors import EXECUTORS
 from .experts import EXPERTS, MissingExpertError, load_expert
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    lister = commands.add_parser("list", parents=[common], help="list tasks, their environments and experts")
+    lister = commands.add_parser("list", parents=[common], help="list tasks, their environments, experts and columns")
     lister.add_argument("--tasks", nargs="+", default=["all", "text"], help="names, domains, globs or 'all'")
 
     builder = commands.add_parser("build", parents=[common], help="build data sets, or go on with an interrupted build")
@@ -96,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, MissingExpertError, HfHubHTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -147,7 +151,8 @@ def list_tasks(patterns: list[str]) -> None:
                 expert = task.expert_name
             except MissingExpertError:
                 expert = "missing"
-        print(f"{task.name:40} {task.env_id:45} {expert:9} {task.instruction}")
+        columns = ", ".join(task_features(task))
+        print(f"{task.name:40} {task.env_id:45} {expert:9} {columns:90} {task.instruction}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from statistics import fmean
 from typing import Any
 
 import datasets
-import pyarrow as pa
 from tqdm import tqdm
 
 from .cards import write_dataset_card
@@ -54,7 +53,7 @@ from .text import build_text, text_rows
 EPISODES_PER_SHARD = 250
 IMAGE_EPISODES_PER_SHARD = 4
 # What a worker is handed at once.
-EPISODES_PER_ITEM = 10
+EPISODES_PER_ITEM = 20
 # An expert that gives up so many starts in a row of one episode is broken, not unlucky.
 MAX_DROPPED_STARTS = 100
 
@@ -67,6 +66,7 @@ class WorkItem:
     recipe: Recipe
     indices: tuple[int, ...]
     parts: Path
+    origin: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,18 @@ def generate_episodes(
 
 
 def play_item(item: WorkItem) -> FinishedItem:
-    """Play the episodes of an item, each kept as soon as it is finished."""
+    """Play the episodes of an item, each kept as soon as it is finished.
+
+    Raises:
+        RuntimeError: if this machine has other versions than the one where the build was started.
+    """
+    here = origin(item.task, item.recipe)
+    if here != item.origin:
+        raise RuntimeError(f"this worker has other versions: {here['versions']}, expected {item.origin['versions']}")
     records = []
-    with new_part(item.parts, row_schema(item.task), origin(item.task, item.recipe)) as part:
+    with new_part(item.parts, row_schema(item.task), item.origin) as part:
         for episode, record in generate_episodes(item.task, item.recipe, item.indices):
-            part.append(episode.as_table(record["index"]), record)
+            part.append(episode.as_rows(record["index"]), record)
             records.append(record)
     return FinishedItem(item.task.name, part.path, records)
 
@@ -142,6 +149,7 @@ class TaskBuild:
 
     def __init__(self, task: TaskSpec, recipe: Recipe, output: Path, episodes: int | None, steps: int | None) -> None:
         self.task, self.recipe, self.episodes, self.steps = task, recipe, episodes, steps
+        self.origin = origin(task, recipe)
         self.folder, self.parts = output / task.name, output / PARTS / task.name
         self.in_shards: set[int] = set()
         self.part_of: dict[int, Path] = {}
@@ -177,9 +185,9 @@ class TaskBuild:
 
     def _episodes_for_steps(self) -> int | None:
         """The fewest first episodes that have so many timesteps, and no fewer than are in shards."""
-        total = 0
+        total, least = 0, max(self.in_shards, default=-1) + 1
         for index in count():
-            if total >= self.steps and not any(i >= index for i in self.in_shards):
+            if total >= self.steps and index >= least:
                 return index
             if index not in self.timesteps:
                 return None
@@ -192,7 +200,7 @@ class TaskBuild:
         missing = [i for i in range(wanted) if i not in self.timesteps]
         size = 1 if self.task.has_images else EPISODES_PER_ITEM
         for start in range(0, len(missing), size):
-            yield WorkItem(self.task, self.recipe, tuple(missing[start : start + size]), self.parts)
+            yield WorkItem(self.task, self.recipe, tuple(missing[start : start + size]), self.parts, self.origin)
 
     def _guess(self) -> int:
         """About how many episodes have the wanted timesteps."""
@@ -202,12 +210,17 @@ class TaskBuild:
         mean = played / len(self.timesteps)
         return max(max(self.timesteps) + 1, len(self.timesteps) + int(max(self.steps - played, 0) / mean)) + 1
 
-    def write_ready_shards(self) -> None:
-        """Write the shards of which all episodes are finished."""
+    def write_ready_shards(self) -> bool:
+        """Write the shards of which all episodes are finished, and finish the task with the last; whether it is."""
+        if self.target is None:
+            return False
         for split, indices in [*self.open_shards]:
             if all(index in self.part_of for index in indices):
                 self._write_shard(split, indices)
                 self.open_shards.remove((split, indices))
+        if not self.open_shards:
+            self._finish()
+        return not self.open_shards
 
     def _write_shard(self, split: str, indices: tuple[int, ...]) -> None:
         paths = {self.part_of[index] for index in indices}
@@ -219,20 +232,20 @@ class TaskBuild:
             if record["index"] in wanted
         }
         footer = {
-            **origin(self.task, self.recipe),
+            **self.origin,
             "split": split,
             "first_index": indices[0],
             "episodes": [finished[index][1] for index in indices],
         }
-        tables = (pa.Table.from_batches([finished[index][0]]) for index in indices)
-        write_shard(unnamed_shard(self.folder, split, indices[0]), row_schema(self.task), tables, footer)
+        batches = (finished[index][0] for index in indices)
+        write_shard(unnamed_shard(self.folder, split, indices[0]), row_schema(self.task), batches, footer)
         self.in_shards |= wanted
         for index in indices:
             del self.part_of[index]
         for path in paths - set(self.part_of.values()):
             path.unlink()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Name the shards, sum them up, and delete what is left of parts."""
         name_shards(self.folder)
         write_manifest(self.folder, self.task)
@@ -330,41 +343,35 @@ def build(
 
 def _play(builds: list[TaskBuild], executor: str, num_workers: int, progress: bool) -> None:
     """Play what is missing, in rounds: it may take one to know how many episodes have the wanted timesteps."""
-    by_task = {build.task.name: build for build in builds}
-    open_builds = list(builds)
-    known = sum(build.target or 0 for build in builds)
+    open_builds = {build.task.name: build for build in builds if not build.write_ready_shards()}
     begun, timesteps = time.monotonic(), 0
     returns: dict[str, list[float]] = {}
-    with tqdm(
-        total=known or None,
+    bar = tqdm(
+        total=sum(build.target or 0 for build in builds) or None,
         initial=sum(len(build.timesteps) for build in builds),
         unit="episode",
         disable=not progress,
         smoothing=0.05,
-    ) as bar:
+    )
+    with bar:
         while open_builds:
-            items = (item for build in open_builds for item in build.items())
+            items = (item for build in [*open_builds.values()] for item in build.items())
             for finished in map_unordered(play_item, items, executor, num_workers):
-                build = by_task[finished.task]
+                build = open_builds[finished.task]
                 build.add(finished.part, finished.records)
-                if build.target is not None:
-                    build.write_ready_shards()
+                if build.write_ready_shards():
+                    del open_builds[finished.task]
                 timesteps += sum(record["timesteps"] for record in finished.records)
                 earned = returns.setdefault(finished.task, [])
                 earned += [record["return"] for record in finished.records]
+                rate = timesteps / (time.monotonic() - begun)
                 bar.set_description(finished.task, refresh=False)
-                bar.set_postfix_str(
-                    f"{timesteps / (time.monotonic() - begun):,.0f} steps/s, mean return {fmean(earned):.1f}",
-                    refresh=False,
-                )
+                bar.set_postfix_str(f"{rate:,.0f} steps/s, mean return {fmean(earned):.1f}", refresh=False)
                 bar.update(len(finished.records))
-            for build in [*open_builds]:
-                if build.target is None:
-                    build.plan()
-                if build.target is not None:
-                    build.write_ready_shards()
-                    build.finish()
-                    open_builds.remove(build)
+            for name, build in [*open_builds.items()]:
+                build.plan()
+                if build.write_ready_shards():
+                    del open_builds[name]
 
 
 def _check_travels(task: TaskSpec) -> None:
@@ -488,5 +495,5 @@ class JatDataset(datasets.GeneratorBasedBuilder):
             max_episode_steps=self.config.max_episode_steps,
         )
         for episode, record in generate_episodes(task, recipe, indices):
-            for part, row in enumerate(episode.as_table(record["index"]).to_pylist()):
+            for part, row in enumerate(episode.as_rows(record["index"]).to_pylist()):
                 yield (record["index"], part), row

@@ -12,6 +12,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
 from .episodes import TIMESTEPS_PER_ROW, task_features
+from .experts import EXPERTS
 from .pictures import ASSETS, draw_frames, draw_returns
 from .scores import reference_scores
 from .shards import MANIFEST, is_local, read_manifest, whole_file
@@ -96,10 +97,24 @@ def _summary(task: TaskSpec, manifest: dict[str, Any]) -> dict[str, Any]:
         "domain": task.domain,
         "instruction": task.instruction,
         "count": count,
+        "command": _command(task, manifest["recipe"], count),
         "random": reference.random,
         "published": reference.expert,
         "score": fmean(record["score"] for record in manifest["episodes"]) if "episodes" in manifest else None,
     }
+
+
+def _command(task: TaskSpec, recipe: dict[str, Any], count: int) -> str:
+    """What builds the same data."""
+    options = {"--tasks": task.name, "--episodes": count}
+    if task.domain != "text":
+        options["--seed"] = recipe["seed"]
+        if recipe["expert"] in EXPERTS:
+            options["--expert"] = recipe["expert"]
+        if recipe["max_episode_steps"] is not None:
+            options["--max-episode-steps"] = recipe["max_episode_steps"]
+    words = " ".join(f"{option} {value}" for option, value in options.items())
+    return f"python -m dataset_builder build {words} --output DIR"
 
 
 def _kinds(tasks: Iterable[TaskSpec]) -> list[dict[str, Any]]:

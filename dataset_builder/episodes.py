@@ -132,23 +132,22 @@ class Episode:
         observations = {f"{key}s": values for key, values in self.observations.items()}
         return {**observations, self.task.action_column: self.actions, "rewards": self.rewards}
 
-    def as_table(self, index: int) -> pa.Table:
+    def as_rows(self, index: int) -> pa.RecordBatch:
         """The episode as rows of the data set.
 
         Args:
             index: of the episode in the build.
         """
-        schema = row_schema(self.task)
-        starts = list(range(0, len(self), TIMESTEPS_PER_ROW)) if self.task.has_images else [0]
+        schema, row = row_schema(self.task), self.row
+        starts = range(0, len(self), TIMESTEPS_PER_ROW) if self.task.has_images else (0,)
         offsets = pa.array([*starts, len(self)], pa.int32())
         arrays = [
-            pa.ListArray.from_arrays(offsets, _arrow_values(values, schema.field(column).type.value_type))
+            pa.ListArray.from_arrays(offsets, _arrow_values(row[column]), type=schema.field(column).type)
             for column in self.task.columns
-            for values in [self.row[column]]
         ]
         if self.task.has_images:
             arrays += [pa.array([index] * len(starts)), pa.array(starts)]
-        return pa.Table.from_arrays(arrays, names=schema.names).cast(schema)
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     @property
     def total_reward(self) -> float:
@@ -161,16 +160,15 @@ class Episode:
         return float(np.sum(self.rewards[: self.task.score_horizon], dtype=np.float64))
 
 
-def _arrow_values(values: Any, kind: pa.DataType) -> pa.Array:
+def _arrow_values(values: Any) -> pa.Array:
     """An episode's column as an Arrow array with one element for each timestep."""
     if isinstance(values, Frames):
-        return pa.StructArray.from_arrays(
-            [pa.array(values.files, pa.binary()), pa.nulls(len(values), pa.string())], ["bytes", "path"]
-        )
+        paths = pa.nulls(len(values), pa.string())
+        return pa.StructArray.from_arrays([pa.array(values.files, pa.binary()), paths], ["bytes", "path"])
     if isinstance(values, np.ndarray) and values.ndim == 2:
-        offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+        offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
         return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
-    return pa.array(values, kind)
+    return pa.array(values)
 
 
 def check_row(row: dict[str, Any], task: TaskSpec, where: str) -> None:

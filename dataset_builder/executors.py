@@ -84,8 +84,8 @@ def _in_processes(function: Callable, items: Iterable[Item], num_workers: int) -
 
 
 def _die_with_parent() -> None:
-    """Let a worker end with the process that started it, even if that was killed, and leave Ctrl-C to that process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let a worker end with the process that started it, even if that was killed, and at Ctrl-C without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,7 +85,12 @@ def playing_packages(task: TaskSpec) -> tuple[str, ...]:
 def origin(task: TaskSpec, recipe: Recipe) -> dict[str, Any]:
     """Where episodes come from, as every file says of itself."""
     packages = (*playing_packages(task), *_WRITING_PACKAGES)
-    return {"recipe": asdict(recipe), "versions": {name: importlib.metadata.version(name) for name in packages}}
+    return {"recipe": asdict(recipe), "versions": {name: package_version(name) for name in packages}}
+
+
+@cache
+def package_version(name: str) -> str:
+    return importlib.metadata.version(name)
 
 
 def as_path(output: str | Path) -> Path:
@@ -169,9 +175,8 @@ class PartWriter:
     path: Path
     writer: pa.ipc.RecordBatchStreamWriter
 
-    def append(self, table: pa.Table, record: dict[str, Any]) -> None:
-        [batch] = table.to_batches()
-        self.writer.write_batch(batch, custom_metadata={_FOOTER_KEY: json.dumps(record)})
+    def append(self, rows: pa.RecordBatch, record: dict[str, Any]) -> None:
+        self.writer.write_batch(rows, custom_metadata={_FOOTER_KEY: json.dumps(record)})
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,7 @@ def read_part(path: Path) -> Part:
             return part
 
 
-def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], footer: dict[str, Any]) -> None:
+def write_shard(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], footer: dict[str, Any]) -> None:
     """Write rows as a Parquet file, a row group at a time; the footer has their number and size in memory besides.
 
     Pages have checksums, for `verify`, and are cut where their content says, so that the Hub stores what two versions
@@ -220,19 +225,18 @@ def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], foote
         ) as writer,
     ):
         rows, size = 0, 0
-        group: list[pa.Table] = []
+        group: list[pa.RecordBatch] = []
         group_size = 0
-        for table in tables:
-            for number in range(len(table)):
-                row = table.slice(number, 1)
+        for batch in batches:
+            for row in [batch] if len(batch) == 1 else (batch.slice(number, 1) for number in range(len(batch))):
                 group.append(row)
-                group_size += row.nbytes
+                row_size = row.nbytes
+                rows, size, group_size = rows + 1, size + row_size, group_size + row_size
                 if group_size >= ROW_GROUP_BYTES:
-                    writer.write_table(pa.concat_tables(group))
+                    writer.write_table(pa.Table.from_batches(group))
                     group, group_size = [], 0
-                rows, size = rows + 1, size + row.nbytes
         if group:
-            writer.write_table(pa.concat_tables(group))
+            writer.write_table(pa.Table.from_batches(group))
         writer.add_key_value_metadata({_FOOTER_KEY: json.dumps({**footer, "rows": rows, "bytes": size})})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class TaskSpec:
         code = self.expert if hasattr(self.expert, "__qualname__") else type(self.expert)
         return f"{code.__module__}.{code.__qualname__}"
 
-    @property
+    @cached_property
     def has_images(self) -> bool:
         return "image_observations" in self.columns
 
@@ -65,12 +66,12 @@ class TaskSpec:
     def from_description(cls, described: dict[str, Any]) -> "TaskSpec":
         return cls(**{**described, "columns": tuple(described["columns"])})
 
-    @property
+    @cached_property
     def observation_keys(self) -> tuple[str, ...]:
         """Keys of the environment's observation: the observation columns in the singular."""
         return tuple(column.removesuffix("s") for column in self.columns if column.endswith("_observations"))
 
-    @property
+    @cached_property
     def action_column(self) -> str | None:
         """The column of the actions, None for text."""
         return next((column for column in self.columns if column.endswith("_actions")), None)

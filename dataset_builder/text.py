@@ -354,5 +354,5 @@ def _write_chunk(
             "dropped": dict(sorted(stream.dropped.items())) if complete else {},
             "place": stream.place if complete else None,
         }
-        table = pa.Table.from_pylist(rows, schema=row_schema(task))
-        write_shard(unnamed_shard(folder, split, first), row_schema(task), [table], footer)
+        batch = pa.RecordBatch.from_pylist(rows, schema=row_schema(task))
+        write_shard(unnamed_shard(folder, split, first), row_schema(task), [batch], footer)

@@ -12,6 +12,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# Columns of data sets that say where a row lies in its episode, which is nothing to the model.
+_PLACES = ("episode_index", "first_timestep")
 # What a row holds, by column: its type and its dimensions.
 _COLUMNS = {
     "continuous_observations": (np.float32, ("timesteps", "size")),
@@ -214,6 +216,7 @@ class JatProcessor(ProcessorMixin):
             "max_length": None,
             "return_tensors": None,
         }
+        kwargs = {name: value for name, value in kwargs.items() if name not in _PLACES}
         if unknown := sorted(set(kwargs) - set(known)):
             raise TypeError(f"unknown options {', '.join(unknown)}: expected columns or some of {', '.join(known)}")
         return {**known, **self.default_kwargs, **kwargs}

@@ -1,23 +1,26 @@
 import hashlib
-import importlib.metadata
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import datasets
 import numpy as np
+import PIL.Image
 import psutil
 import pyarrow.parquet
 import pytest
 from conftest import TASKS
 from datasets import Features, Image, List, Value, get_dataset_config_names, load_dataset
 
-from dataset_builder import builder, get_task, load_episodes, make_env
+from dataset_builder import builder, get_task, load_episodes, make_env, select_tasks, shards, task_features
 from dataset_builder.__main__ import main
 from dataset_builder.builder import JatDataset, build, generate_episodes
-from dataset_builder.shards import Recipe, lock_folder, read_footer, read_part, split_of
+from dataset_builder.shards import Recipe, lock_folder, origin, read_footer, read_part, split_of
 
 REACH, BALL, PENDULUM, PONG = TASKS
 
@@ -193,6 +196,49 @@ class TestResume:
         undisturbed = build(REACH, tmp_path / "undisturbed", episodes=25, progress=False)
         assert digest(killed) == digest(undisturbed)
 
+    @pytest.mark.slow
+    def test_20_kills(self, tmp_path):
+        """At random moments, with one or two workers; nothing is lost or doubled, and the result is the same."""
+        chance = random.Random(0)
+        output = tmp_path / "killed"
+        options = ["--tasks", REACH, BALL, "mujoco-reacher", "--episodes", "300", "--num-workers"]
+        command = [sys.executable, "-m", "dataset_builder", "build", "--output", str(output), *options]
+        for _ in range(20):
+            before = finished_episodes(output)
+            process = subprocess.Popen(
+                [*command, chance.choice("12")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            wanted = len(before) + chance.randrange(40)
+            deadline = time.monotonic() + chance.uniform(3, 12)
+            while len(finished_episodes(output)) < wanted and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert before <= finished_episodes(output)
+        subprocess.run([*command, "2"], check=True, capture_output=True)
+        undisturbed = build(
+            [REACH, BALL, "mujoco-reacher"], tmp_path / "b", episodes=300, num_workers=2, progress=False
+        )
+        assert digest(output) == digest(undisturbed)
+
+    def test_ctrl_c(self, tmp_path):
+        """Workers end at once, with one line that says how to go on."""
+        command = [sys.executable, "-m", "dataset_builder", "build", "--tasks", REACH, "--episodes", "100"]
+        process = subprocess.Popen(
+            [*command, "--num-workers", "2", "--output", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while not finished_episodes(tmp_path):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=5)
+        assert process.returncode == 130
+        assert "run the same command again" in errors
+        assert "Traceback" not in errors
+
     def test_its_workers_end_with_it(self, tmp_path):
         output = tmp_path / "killed"
         self.start(output, "--tasks", REACH, "--episodes", "50", "--num-workers", "2", wait_for=2)
@@ -203,7 +249,7 @@ class TestResume:
 
     def test_all_but_the_last_episode_of_a_torn_part_is_read(self, tmp_path):
         task, recipe = get_task(BALL), Recipe(task=BALL, expert="bot")
-        finished = builder.play_item(builder.WorkItem(task, recipe, (0, 1, 2), tmp_path))
+        finished = builder.play_item(builder.WorkItem(task, recipe, (0, 1, 2), tmp_path, origin(task, recipe)))
         whole = finished.part.read_bytes()
         sizes = set()
         for end in [*range(0, len(whole), 97), len(whole)]:
@@ -353,15 +399,14 @@ class TestRefusals:
         assert "another process builds" in error
 
     def test_parts_of_another_recipe(self, tmp_path, capsys):
-        recipe = Recipe(task=BALL, expert="bot", seed=1)
-        item = builder.WorkItem(get_task(BALL), recipe, (0,), tmp_path / "a" / ".parts" / BALL)
-        builder.play_item(item)
+        task, recipe = get_task(BALL), Recipe(task=BALL, expert="bot", seed=1)
+        parts = tmp_path / "a" / ".parts" / BALL
+        builder.play_item(builder.WorkItem(task, recipe, (0,), parts, origin(task, recipe)))
         assert "another recipe" in self.refused(tmp_path / "a", "--tasks", BALL, "--episodes", "2", capsys=capsys)
 
     def test_other_versions(self, tmp_path, capsys, monkeypatch):
         folder = build(BALL, tmp_path / "a", **FEW)
-        version = importlib.metadata.version
-        monkeypatch.setattr("importlib.metadata.version", lambda name: "99" if name == "minigrid" else version(name))
+        monkeypatch.setattr(shards, "package_version", lambda name: "99" if name == "minigrid" else version(name))
         error = self.refused(folder, "--tasks", BALL, "--episodes", "6", capsys=capsys)
         assert "minigrid 3" in error
         assert "now 99" in error
@@ -404,7 +449,13 @@ def test_manifest_and_card(data_folder):
     assert all(record["success"] for record in manifest["episodes"])
     card = (data_folder / "README.md").read_text()
     assert "| babyai-go-to-red-ball-no-dists | go to the red ball, the only object | bot | 12 |" in card
+    assert "`python -m dataset_builder build --tasks atari-pong --episodes 12 --seed 0 --expert random" in card
     assert "--max-episode-steps 20" in card
+    assert "| image_observations | list of image |" in card
+    assert "atari, " not in card
+    for picture in ("returns", "atari", "babyai"):
+        assert f"![assets/{picture}.png](assets/{picture}.png)" in card
+        assert PIL.Image.open(data_folder / "assets" / f"{picture}.png").size[0] > 100
 
 
 def test_dropped_starts_are_counted_with_their_reasons(tmp_path):
@@ -420,7 +471,7 @@ def test_dropped_starts_are_counted_with_their_reasons(tmp_path):
 def test_a_shard_describes_itself(data_folder):
     footer = read_footer(data_folder / REACH / "test-00000-of-00001.parquet")
     assert footer["recipe"] == {"task": REACH, "expert": "scripted", "seed": 0, "max_episode_steps": None}
-    assert footer["versions"]["metaworld"] == importlib.metadata.version("metaworld")
+    assert footer["versions"]["metaworld"] == version("metaworld")
     assert [record["index"] for record in footer["episodes"]] == [9]
 
 
@@ -431,7 +482,14 @@ def test_the_builder_of_datasets(tmp_path):
     folder = build(BALL, tmp_path / "built", episodes=12, progress=False)
     rows = load_dataset("parquet", data_files=str(tmp_path / "out" / "*train*.parquet"), split="train")
     assert rows.to_list() == load_dataset(str(folder), BALL, split="train").to_list()
-    assert len(JatDataset.BUILDER_CONFIGS) == 161
+
+
+def test_161_configurations():
+    configurations = {config.name: JatDataset(config_name=config.name) for config in JatDataset.BUILDER_CONFIGS}
+    assert list(configurations) == [task.name for task in select_tasks(["all", "text"])]
+    assert len(configurations) == 161
+    for name, configuration in configurations.items():
+        assert configuration.info.features == task_features(get_task(name))
 
 
 def test_list(capsys):

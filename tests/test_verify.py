@@ -51,7 +51,7 @@ def rewrite(path, task, change):
     rows = pyarrow.parquet.read_table(path).to_pylist()
     change(rows)
     schema = row_schema(get_task(task))
-    write_shard(path, schema, [pa.Table.from_pylist(rows, schema=schema)], footer)
+    write_shard(path, schema, [pa.RecordBatch.from_pylist(rows, schema=schema)], footer)
 
 
 def test_nothing_is_wrong(built, capsys):
@@ -114,7 +114,7 @@ def test_a_shard_of_other_versions(folder):
     path = shard(folder, REACHER, "test")
     footer = read_footer(path)
     footer["versions"]["mujoco"] = "2.3.7"
-    write_shard(path, row_schema(get_task(REACHER)), [pyarrow.parquet.read_table(path)], footer)
+    write_shard(path, row_schema(get_task(REACHER)), pyarrow.parquet.read_table(path).to_batches(), footer)
     [fault] = faults(folder, REACHER)
     assert f"{path} is mixed in: it was built with mujoco 2.3.7" in fault
 

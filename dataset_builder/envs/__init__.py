@@ -21,7 +21,6 @@ import sys
 from typing import Any
 
 import gymnasium
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ..tasks import TaskSpec, get_task
@@ -65,7 +64,9 @@ def task_columns(task: TaskSpec) -> tuple[str, ...]:
     """
     with make_env(task) as env:
         observations = [f"{key}s" for key in sorted(env.observation_space, reverse=True)]  # a text first, as in BabyAI
-        actions = "discrete_actions" if isinstance(env.action_space, spaces.Discrete) else "continuous_actions"
+        actions = (
+            "discrete_actions" if isinstance(env.action_space, gymnasium.spaces.Discrete) else "continuous_actions"
+        )
     return (*observations, actions, "rewards")
 
 
