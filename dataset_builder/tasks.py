@@ -48,7 +48,8 @@ class TaskSpec:
         if self.expert is None or isinstance(self.expert, str):
             return self.expert
         code = self.expert if hasattr(self.expert, "__qualname__") else type(self.expert)
-        return f"{code.__module__}.{code.__qualname__}"
+        # A script is a module of another name in the processes that it starts.
+        return f"{code.__module__}.{code.__qualname__}".replace("__mp_main__", "__main__")
 
     @cached_property
     def has_images(self) -> bool:

@@ -13,7 +13,6 @@ Times are medians of alternating runs after a warm-up. Close other programs: the
 """
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -83,8 +82,7 @@ def benchmark_building() -> None:
             f"{medians['start']:16.1f} s",
             flush=True,
         )
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"1 worker, 2 workers: efficiency. The largest worker took {peak:.2f} GiB")
+    print("1 worker, 2 workers: efficiency")
 
 
 def benchmark_reading() -> None:

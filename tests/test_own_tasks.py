@@ -170,6 +170,29 @@ def test_experts(tmp_path, expert, name):
     assert json.loads((random / "pole" / "manifest.json").read_text())["recipe"]["expert"] == "random"
 
 
+SCRIPT = """
+import sys
+from dataset_builder import TaskSpec, register_task
+from dataset_builder.builder import build
+
+def push_left(observation):
+    return 0
+
+if __name__ == "__main__":
+    register_task(TaskSpec(name="pole", env_id="CartPole-v1", instruction="balance", expert=push_left))
+    build("pole", sys.argv[1], episodes=30, num_workers=2, progress=False)
+"""
+
+
+def test_an_expert_of_a_script(tmp_path):
+    """Also in the processes that the script starts."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    subprocess.run([sys.executable, str(script), str(tmp_path / "data")], check=True)
+    actions = load_dataset(str(tmp_path / "data"), "pole", split="train")["discrete_actions"]
+    assert {action for episode in actions for action in episode} == {0}
+
+
 def test_an_expert_that_cannot_be_sent_to_workers(tmp_path):
     register_task(TaskSpec(name="pole", env_id="CartPole-v1", instruction="balance", expert=lambda observation: 1))
     with pytest.raises(ValueError, match="cannot be sent to worker processes"):

@@ -16,6 +16,7 @@ import yaml
 from conftest import TASKS
 from hub import running_hub
 
+from dataset_builder import select_tasks
 from dataset_builder.__main__ import main
 from dataset_builder.builder import build
 
@@ -24,11 +25,11 @@ REPOSITORY = "jat-project/jat-dataset"
 
 LOAD = """
 import json, sys
-from datasets import get_dataset_config_names, load_dataset
+from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
 repository, folder, tasks = sys.argv[1], sys.argv[2], sys.argv[3:]
 assert get_dataset_config_names(repository) == sorted(tasks), get_dataset_config_names(repository)
 for task in tasks:
-    for split in ("train", "test"):
+    for split in get_dataset_split_names(folder, task):
         local = load_dataset(folder, task, split=split).with_format("arrow")[:]
         pushed = load_dataset(repository, task, split=split)
         assert pushed.features == load_dataset(folder, task, split=split).features
@@ -75,7 +76,7 @@ def push(hub, home, *arguments):
 def load(hub, home, folder, *tasks):
     command = [sys.executable, "-c", LOAD, REPOSITORY, str(folder), *tasks]
     environment = {**os.environ, **hub.environment(home)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
 
 
@@ -200,6 +201,20 @@ def test_many_faults_and_kills(hub, tmp_path, small_data):
     push(hub, tmp_path, folder)
     assert published(hub, [BALL], folder)
     load(hub, tmp_path / "user", folder, BALL)
+
+
+@pytest.mark.slow
+def test_every_task_that_has_an_expert_without_a_planner(hub, tmp_path):
+    """94 tasks in one command, verified, pushed, and loaded back equal."""
+    networks = ["doublependulum", "hopper", "pendulum", "reacher", "swimmer"]
+    tasks = ["babyai", "metaworld", *(f"mujoco-{name}" for name in networks)]
+    folder = build(tasks, tmp_path / "data", episodes=5, num_workers=2, progress=False)
+    assert main(["verify", str(folder), "--num-workers", "2"]) == 0
+    push(hub, tmp_path / "pusher", folder)
+    names = [task.name for task in select_tasks(tasks)]
+    assert len(names) == 94
+    assert published(hub, names, folder)
+    load(hub, tmp_path / "user", folder, *names)
 
 
 class TestRefusals:
