@@ -24,6 +24,7 @@ from .envs import TaskEnv, make_env
 from .episodes import Episode, row_schema, task_features
 from .executors import check_executor, map_unordered
 from .experts import load_expert
+from .pictures import ASSETS
 from .rollout import ExpertGaveUp, Policy, episode_seed, rollout
 from .shards import (
     LOCK,
@@ -34,16 +35,15 @@ from .shards import (
     Recipe,
     as_path,
     find_shards,
+    finish_task,
     is_local,
     lock_folder,
-    name_shards,
     new_part,
     origin,
     playing_packages,
     read_part,
     split_of,
     unnamed_shard,
-    write_manifest,
     write_shard,
 )
 from .tasks import TaskSpec, get_task, select_tasks
@@ -136,6 +136,21 @@ def play_item(item: WorkItem) -> FinishedItem:
     return FinishedItem(item.task.name, part.path, records)
 
 
+def plan_shards(episodes: int, in_shards: set[int], size: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The shards that are to be written, each as its split and the indices of its episodes.
+
+    Args:
+        episodes: how many there will be.
+        in_shards: those that are in a shard already, which stays as it is.
+        size: most episodes of a shard.
+    """
+    shards = []
+    for split in SPLITS:
+        indices = [i for i in range(episodes) if split_of(i) == split and i not in in_shards]
+        shards += [(split, tuple(indices[start : start + size])) for start in range(0, len(indices), size)]
+    return shards
+
+
 class TaskBuild:
     """What of one task is finished, and what is to be done.
 
@@ -173,15 +188,8 @@ class TaskBuild:
     def plan(self) -> None:
         """Decide how many episodes there will be, if enough are finished, and which shards they become."""
         self.target = self.episodes or self._episodes_for_steps()
-        self.open_shards: list[tuple[str, tuple[int, ...]]] = []
-        if self.target is None:
-            return
         size = IMAGE_EPISODES_PER_SHARD if self.task.has_images else EPISODES_PER_SHARD
-        for split in SPLITS:
-            indices = [i for i in range(self.target) if split_of(i) == split and i not in self.in_shards]
-            self.open_shards += [
-                (split, tuple(indices[start : start + size])) for start in range(0, len(indices), size)
-            ]
+        self.open_shards = plan_shards(self.target or 0, self.in_shards, size)
 
     def _episodes_for_steps(self) -> int | None:
         """The fewest first episodes that have so many timesteps, and no fewer than are in shards."""
@@ -211,16 +219,12 @@ class TaskBuild:
         return max(max(self.timesteps) + 1, len(self.timesteps) + int(max(self.steps - played, 0) / mean)) + 1
 
     def write_ready_shards(self) -> bool:
-        """Write the shards of which all episodes are finished, and finish the task with the last; whether it is."""
-        if self.target is None:
-            return False
+        """Write the shards of which all episodes are finished; whether that was the last of them."""
         for split, indices in [*self.open_shards]:
             if all(index in self.part_of for index in indices):
                 self._write_shard(split, indices)
                 self.open_shards.remove((split, indices))
-        if not self.open_shards:
-            self._finish()
-        return not self.open_shards
+        return self.target is not None and not self.open_shards
 
     def _write_shard(self, split: str, indices: tuple[int, ...]) -> None:
         paths = {self.part_of[index] for index in indices}
@@ -244,14 +248,6 @@ class TaskBuild:
             del self.part_of[index]
         for path in paths - set(self.part_of.values()):
             path.unlink()
-
-    def _finish(self) -> None:
-        """Name the shards, sum them up, and delete what is left of parts."""
-        name_shards(self.folder)
-        write_manifest(self.folder, self.task)
-        for path in self.folder.glob(f"{UNFINISHED}*"):
-            path.unlink()
-        _remove_folder(self.parts)
 
 
 def _remove_folder(folder: Path) -> None:
@@ -334,10 +330,11 @@ def build(
         _play(builds, executor, num_workers, progress)
         for task in texts:
             build_text(task, recipes[task], output / task.name, episodes, progress, allow_local)
-            name_shards(output / task.name)
-            write_manifest(output / task.name, task)
-        _remove_folder(output / PARTS)
+        # All at once and last, for until then readers go by the card of the build before.
+        for task in selected:
+            finish_task(output / task.name, task)
         write_dataset_card(output)
+        _remove_folder(output / PARTS)
     return output
 
 
@@ -391,11 +388,12 @@ def _refuse_foreign(output: Path, recipes: dict[TaskSpec, Recipe], episodes: int
         return
     if not output.is_dir():
         raise ValueError(f"{output} is a file: expected a folder, or a path where one can be made")
-    selected = {task.name: task for task in recipes}
+    selected = {task.name for task in recipes}
+    known = selected | {task.name for task in select_tasks(["all", "text"])}
     for entry in sorted(output.iterdir()):
-        if entry.name in ("README.md", "assets", PARTS, LOCK) or entry.name.startswith(UNFINISHED):
+        if entry.name in ("README.md", ASSETS, PARTS, LOCK) or entry.name.startswith(UNFINISHED):
             continue
-        if not entry.is_dir() or not (entry.name in selected or _is_task_folder(entry)):
+        if not entry.is_dir() or not (entry.name in known or (entry / MANIFEST).exists()):
             raise ValueError(
                 f"{output} holds something else ({entry.name}): choose an empty folder or one of an earlier build"
             )
@@ -416,10 +414,6 @@ def _refuse_foreign(output: Path, recipes: dict[TaskSpec, Recipe], episodes: int
         for path in parts.iterdir() if parts.is_dir() else ():
             if found := read_part(path).origin:
                 _refuse_other_origin(path, found, task, recipe)
-
-
-def _is_task_folder(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() or any(folder.glob("*.parquet"))
 
 
 def _refuse_other_origin(path: Path, found: dict[str, Any], task: TaskSpec, recipe: Recipe) -> None:

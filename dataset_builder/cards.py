@@ -16,7 +16,7 @@ from .experts import EXPERTS
 from .pictures import ASSETS, draw_frames, draw_returns
 from .scores import reference_scores
 from .shards import MANIFEST, is_local, read_manifest, whole_file
-from .tasks import TaskSpec
+from .tasks import DOMAINS, TaskSpec, select_tasks
 
 _TEMPLATES = resources.files(__package__) / "templates"
 
@@ -79,6 +79,7 @@ def dataset_card(manifests: dict[str, dict[str, Any]], pictures: list[str], addr
             tasks=[summary for summary in summaries if summary["domain"] != "text"],
             texts=[summary for summary in summaries if summary["domain"] == "text"],
             kinds=_kinds(tasks.values()),
+            commands=_commands(summaries),
             has_parts=any(task.has_images for task in tasks.values()),
             timesteps_per_row=TIMESTEPS_PER_ROW,
             pictures=pictures,
@@ -97,24 +98,39 @@ def _summary(task: TaskSpec, manifest: dict[str, Any]) -> dict[str, Any]:
         "domain": task.domain,
         "instruction": task.instruction,
         "count": count,
-        "command": _command(task, manifest["recipe"], count),
         "random": reference.random,
         "published": reference.expert,
         "score": fmean(record["score"] for record in manifest["episodes"]) if "episodes" in manifest else None,
     }
 
 
-def _command(task: TaskSpec, recipe: dict[str, Any], count: int) -> str:
-    """What builds the same data."""
-    options = {"--tasks": task.name, "--episodes": count}
-    if task.domain != "text":
-        options["--seed"] = recipe["seed"]
-        if recipe["expert"] in EXPERTS:
-            options["--expert"] = recipe["expert"]
-        if recipe["max_episode_steps"] is not None:
-            options["--max-episode-steps"] = recipe["max_episode_steps"]
-    words = " ".join(f"{option} {value}" for option, value in options.items())
-    return f"python -m dataset_builder build {words} --output DIR"
+def _commands(summaries: list[dict[str, Any]]) -> list[str]:
+    """What builds the same data: a command for all tasks that were built with the same options."""
+    tasks_by_options: dict[str, list[TaskSpec]] = {}
+    for summary in summaries:
+        task, recipe = TaskSpec.from_description(summary["task"]), summary["recipe"]
+        options = f"--episodes {summary['count']}"
+        if task.domain != "text":
+            options += f" --seed {recipe['seed']}"
+            if recipe["expert"] in EXPERTS:
+                options += f" --expert {recipe['expert']}"
+            if recipe["max_episode_steps"] is not None:
+                options += f" --max-episode-steps {recipe['max_episode_steps']}"
+        tasks_by_options.setdefault(options, []).append(task)
+    return [
+        f"python -m dataset_builder build --tasks {' '.join(_patterns(tasks))} {options} --output DIR"
+        for options, tasks in tasks_by_options.items()
+    ]
+
+
+def _patterns(tasks: list[TaskSpec]) -> list[str]:
+    """The tasks by name, whole domains by theirs."""
+    names = {task.name for task in tasks}
+    patterns = dict.fromkeys(
+        task.domain if task.domain in DOMAINS and names >= {t.name for t in select_tasks(task.domain)} else task.name
+        for task in tasks
+    )
+    return list(patterns)
 
 
 def _kinds(tasks: Iterable[TaskSpec]) -> list[dict[str, Any]]:

@@ -218,11 +218,13 @@ class Episodes(Sequence):
         task: the task that it is of.
 
     Raises:
-        ValueError: if the data set lacks columns of its task.
+        ValueError: if the data set lacks columns of its task, or is a text subset.
     """
 
     def __init__(self, dataset: Dataset, task: str | TaskSpec) -> None:
         self.task = get_task(task) if isinstance(task, str) else task
+        if self.task.domain == "text":
+            raise ValueError(f"{self.task.name} is a text subset: its rows are texts, not episodes")
         if missing := [column for column in task_features(self.task) if column not in dataset.column_names]:
             raise ValueError(
                 f"{self.task.name}: the data set lacks {', '.join(missing)}; it has {', '.join(dataset.column_names)}"

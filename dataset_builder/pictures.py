@@ -20,7 +20,7 @@ FRAME_TIMESTEP = 20
 
 
 def draw_returns(path: Path, manifests: dict[str, dict[str, Any]]) -> Path | None:
-    """A dot for each task: its mean score between the published random one, 0, and the published expert's, 1.
+    """A line for each task: its mean score between the published random one, 0, and the published expert's, 1.
 
     Returns:
         The path; None if no task has such scores, or matplotlib is not installed.

@@ -280,8 +280,11 @@ def name_shards(folder: Path) -> None:
                 path.rename(named)
 
 
-def write_manifest(folder: Path, task: TaskSpec) -> dict[str, Any]:
-    """Sum up a task's shards in `manifest.json`."""
+def finish_task(folder: Path, task: TaskSpec) -> None:
+    """Name a task's shards and sum them up in `manifest.json`, when all of them are written."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink()
+    name_shards(folder)
     shards = find_shards(folder)
     footers = list(shards.values())
     manifest = {
@@ -303,7 +306,6 @@ def write_manifest(folder: Path, task: TaskSpec) -> dict[str, Any]:
     }
     with whole_file(folder / MANIFEST) as stream:
         stream.write((json.dumps(manifest, indent=1) + "\n").encode())
-    return manifest
 
 
 def _summary(footers: list[dict[str, Any]]) -> dict[str, Any]:

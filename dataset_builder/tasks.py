@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+DOMAINS = ("atari", "babyai", "metaworld", "mujoco", "text")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
@@ -351,4 +353,4 @@ def _nearest(name: str) -> str:
     nearest = get_close_matches(name, [*_TASKS, *domains], n=3, cutoff=0.5)
     hint = f"Did you mean {', '.join(nearest)}? " if nearest else ""
     expected = f"Expected a task's name, a glob, 'all' or a domain ({', '.join(domains)})"
-    return f"{hint}{expected}; see `python -m dataset_builder list`."
+    return f"{hint}{expected}; see `python -m dataset_builder list`. A task of your own is registered first."

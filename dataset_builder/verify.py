@@ -322,8 +322,11 @@ def _compare_returns(folder: Path, manifest: dict[str, Any], returns: list[float
     """The data's mean return against the expert's measured one."""
     recipe = manifest["recipe"]
     measured = read_expert_scores().get((recipe["task"], recipe["expert"]))
-    if measured is None or recipe["max_episode_steps"] is not None or not returns:
-        verdict.notes.append(f"{recipe['expert']} has no measured score on {recipe['task']}: returns are not compared")
+    if recipe["max_episode_steps"] is not None:
+        verdict.notes.append(f"{folder.name}: its episodes were cut short, their returns are not compared")
+        return
+    if measured is None or not returns:
+        verdict.notes.append(f"{folder.name}: {recipe['expert']} has no measured score, returns are not compared")
         return
     spread = max(float(np.std(returns)), measured.return_std)
     error = spread * np.sqrt(1 / len(returns) + 1 / measured.episodes)

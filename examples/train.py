@@ -80,8 +80,8 @@ def keep_freed_memory() -> None:
 
 
 def load_tasks(data: str, patterns: list[str] | None) -> dict[str, Dataset]:
-    """The training split of every task of a folder or repository that the patterns name."""
-    available = get_dataset_config_names(data)
+    """The training split of every task with episodes of a folder or repository that the patterns name."""
+    available = [name for name in get_dataset_config_names(data) if get_task(name).domain != "text"]
     names = set(available)
     if patterns:
         names = set()

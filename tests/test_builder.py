@@ -16,6 +16,8 @@ import pyarrow.parquet
 import pytest
 from conftest import TASKS
 from datasets import Features, Image, List, Value, get_dataset_config_names, load_dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataset_builder import builder, get_task, load_episodes, make_env, select_tasks, shards, task_features
 from dataset_builder.__main__ import main
@@ -293,6 +295,27 @@ class TestResume:
         assert get_dataset_config_names(str(folder)) == [BALL, "mujoco-reacher"]
 
 
+@given(
+    builds=st.lists(st.integers(1, 60), min_size=1, max_size=4).map(sorted),
+    size=st.integers(1, 12),
+    chance=st.randoms(use_true_random=False),
+)
+def test_shards_are_planned_the_same_however_often_a_build_is_killed(builds, size, chance):
+    """And every episode is in one of them, whatever was built before."""
+    finished = set()
+    written = []
+    for episodes in builds:
+        whole = builder.plan_shards(episodes, finished, size)
+        while planned := builder.plan_shards(episodes, finished, size):
+            assert set(planned) <= set(whole)
+            for split, indices in chance.sample(planned, chance.randint(1, len(planned))):  # until it is killed
+                assert {split_of(index) for index in indices} == {split}
+                assert len(indices) <= size
+                finished |= set(indices)
+                written.append(indices)
+        assert sorted(index for indices in written for index in indices) == list(range(episodes))
+
+
 class TestSteps:
     def test_the_fewest_episodes_that_have_them(self, tmp_path):
         folder = build("mujoco-reacher", tmp_path / "a", steps=501, progress=False)
@@ -449,7 +472,7 @@ def test_manifest_and_card(data_folder):
     assert all(record["success"] for record in manifest["episodes"])
     card = (data_folder / "README.md").read_text()
     assert "| babyai-go-to-red-ball-no-dists | go to the red ball, the only object | bot | 12 |" in card
-    assert "`python -m dataset_builder build --tasks atari-pong --episodes 12 --seed 0 --expert random" in card
+    assert "\npython -m dataset_builder build --tasks atari-pong --episodes 12 --seed 0 --expert random" in card
     assert "--max-episode-steps 20" in card
     assert "| image_observations | list of image |" in card
     assert "atari, " not in card
