@@ -38,6 +38,7 @@ from .shards import (
     finish_task,
     is_local,
     lock_folder,
+    make_folder,
     new_part,
     origin,
     playing_packages,
@@ -206,17 +207,19 @@ class TaskBuild:
         """The episodes to be played, as far as it is known that they are needed."""
         wanted = self.target or self._guess()
         missing = [i for i in range(wanted) if i not in self.timesteps]
+        make_folder(self.parts)
         size = 1 if self.task.has_images else EPISODES_PER_ITEM
         for start in range(0, len(missing), size):
             yield WorkItem(self.task, self.recipe, tuple(missing[start : start + size]), self.parts, self.origin)
 
     def _guess(self) -> int:
-        """About how many episodes have the wanted timesteps."""
+        """About how many episodes have the wanted timesteps; to begin with, as many as it takes at least."""
         played = sum(self.timesteps.values())
         if not played:
-            return 1
-        mean = played / len(self.timesteps)
-        return max(max(self.timesteps) + 1, len(self.timesteps) + int(max(self.steps - played, 0) / mean)) + 1
+            longest = self.recipe.max_episode_steps or self.task.horizon
+            return -(-self.steps // longest) if longest else 1
+        more = max(self.steps - played, 0) * len(self.timesteps) / played
+        return max(max(self.timesteps) + 1, len(self.timesteps) + int(more)) + 1
 
     def write_ready_shards(self) -> bool:
         """Write the shards of which all episodes are finished; whether that was the last of them."""

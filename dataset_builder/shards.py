@@ -158,11 +158,10 @@ def new_part(folder: Path, schema: pa.Schema, origin: dict[str, Any]) -> Iterato
     """A part to which finished episodes are appended. Where files cannot grow, it appears when all of them are there.
 
     Args:
-        folder: of the task's parts.
+        folder: of the task's parts; it exists.
         schema: of the rows.
         origin: recipe and versions.
     """
-    make_folder(folder)
     path = folder / f"{uuid.uuid4().hex}.arrow"
     file = path.open("xb", buffering=0) if is_local(path) else whole_file(path)
     described = schema.with_metadata({_FOOTER_KEY: json.dumps(origin)})

@@ -236,7 +236,7 @@ class TestResume:
         while not finished_episodes(tmp_path):
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=5)
+        _, errors = process.communicate(timeout=30)
         assert process.returncode == 130
         assert "run the same command again" in errors
         assert "Traceback" not in errors
@@ -424,6 +424,7 @@ class TestRefusals:
     def test_parts_of_another_recipe(self, tmp_path, capsys):
         task, recipe = get_task(BALL), Recipe(task=BALL, expert="bot", seed=1)
         parts = tmp_path / "a" / ".parts" / BALL
+        parts.mkdir(parents=True)
         builder.play_item(builder.WorkItem(task, recipe, (0,), parts, origin(task, recipe)))
         assert "another recipe" in self.refused(tmp_path / "a", "--tasks", BALL, "--episodes", "2", capsys=capsys)
 

@@ -1,14 +1,18 @@
-"""The same work in processes, on a Ray cluster that loses a machine, and to a store that is no file system."""
+"""The same work in processes, on a Ray cluster that loses a machine, and to a folder on another machine."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import count
 
 import pytest
 from conftest import TASKS
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.servers import ThreadedFTPServer
 from test_builder import digest, finished_episodes
 
 from dataset_builder.builder import build
@@ -54,47 +58,31 @@ def test_a_worker_that_is_killed():
         list(map_unordered(die, [1], num_workers=2))
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3 store on loopback; its clients find it by the environment."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "loopback")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        import s3fs
-
-        store = s3fs.S3FileSystem(use_listings_cache=False)
-        store.mkdir("jat")
-        yield store
-    server.stop()
+@pytest.fixture
+def store(tmp_path):
+    """A folder on another machine: the server's folder, and its address."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    authorizer = DummyAuthorizer()
+    authorizer.add_anonymous(str(folder), perm="elradfmwMT")
+    handler = type("Handler", (FTPHandler,), {"authorizer": authorizer})
+    with ThreadedFTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"ftp://127.0.0.1:{server.address[1]}/data"
 
 
-class TestObjectStore:
-    def run(self, *options):
-        command = [sys.executable, "-m", "dataset_builder", "build", "--output", "s3://jat/data", "--tasks", BALL]
-        return subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout
-
-    def test_built_extended_and_loaded(self, bucket, tmp_path):
-        self.run("--episodes", "12", "--num-workers", "2")
-        output = self.run("--episodes", "25", "--num-workers", "2")
-        assert 'load_dataset("parquet", data_files="s3://jat/data/' in output
-        local = build(BALL, tmp_path / "local", episodes=12, progress=False)
-        build(BALL, local, episodes=25, progress=False)
-        names = {path.removeprefix("jat/data/") for path in bucket.find("jat/data")}
-        assert names == {name for name in digest(local) if not name.startswith("assets")}
-        for path in (local / BALL).iterdir():
-            assert bucket.cat(f"jat/data/{BALL}/{path.name}") == path.read_bytes()
-        files = f"s3://jat/data/{BALL}/train-*.parquet"
-        code = f"import datasets; print(len(datasets.load_dataset('parquet', data_files='{files}', split='train')))"
-        online = {**os.environ, "HF_HUB_OFFLINE": "0"}
-        loaded = subprocess.run([sys.executable, "-c", code], env=online, capture_output=True, text=True)
-        assert loaded.stdout == "23\n", loaded.stderr
+def test_a_folder_that_is_not_on_this_machine(store, tmp_path):
+    """Built and extended there through fsspec, the files are the same."""
+    folder, url = store
+    for episodes in ("12", "25"):
+        command = [sys.executable, "-m", "dataset_builder", "build", "--tasks", BALL, "--episodes", episodes]
+        output = subprocess.check_output([*command, "--num-workers", "2", "--output", url], text=True)
+        build(BALL, tmp_path / "local", episodes=int(episodes), progress=False)
+    assert 'load_dataset("parquet", data_files="ftp://' in output
+    found, expected = digest(folder / "data"), digest(tmp_path / "local")
+    pictures = {name for name in expected if name.startswith("assets")}
+    assert set(found) == set(expected) - pictures
+    assert all(found[name] == expected[name] for name in found if name != "README.md")
 
 
 @pytest.mark.slow

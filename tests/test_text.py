@@ -164,7 +164,7 @@ class TestFetching:
         with pytest.raises(DroppedError, match=reason):
             fetcher.fetch(images.url(path))
         assert images.asked.count(f"/{path}") == attempts
-        assert time.monotonic() - begun < 3 * 1.0 + 0.5 + 1.0 + 1.0  # three attempts, the waits between them, a little
+        assert time.monotonic() - begun < 12  # three attempts of a second, and waits; the server would take 90
 
     def test_a_loop(self, images, fetcher):
         with pytest.raises(DroppedError, match="too many redirects"):
