@@ -230,6 +230,7 @@ class Measurement:
             task=self.task.name,
             expert=self.expert,
             episodes=len(score.returns),
+            dropped_starts=self.episodes - len(score.returns),
             seed=self.seed,
             return_mean=round(float(np.mean(score.returns)), 4),
             return_std=round(float(np.std(score.returns)), 4),
@@ -264,7 +265,7 @@ def measure_experts(
 
     def is_kept(measurement: Measurement) -> bool:
         found = kept.get((measurement.task.name, measurement.expert))
-        return found is not None and (found.episodes, found.seed) == (episodes, seed)
+        return found is not None and (found.episodes + found.dropped_starts, found.seed) == (episodes, seed)
 
     missing = [measurement for measurement in wanted if not is_kept(measurement)]
     measured = map_unordered(Measurement.measure, missing, num_workers=num_workers)

@@ -74,6 +74,7 @@ class ExpertScore:
         task: name of the task.
         expert: kind of expert.
         episodes: how many were played, on seeds that are in no data set.
+        dropped_starts: how many besides the expert gave up.
         seed: base seed.
         return_mean, return_std: over whole episodes.
         score_mean: over the task's `score_horizon`.
@@ -83,6 +84,7 @@ class ExpertScore:
     task: str
     expert: str
     episodes: int
+    dropped_starts: int
     seed: int
     return_mean: float
     return_std: float
@@ -101,6 +103,7 @@ def read_expert_scores(path: Path | None = None) -> dict[tuple[str, str], Expert
                 task=row["task"],
                 expert=row["expert"],
                 episodes=int(row["episodes"]),
+                dropped_starts=int(row["dropped_starts"]),
                 seed=int(row["seed"]),
                 return_mean=float(row["return_mean"]),
                 return_std=float(row["return_std"]),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dataset_builder import load_expert
+from dataset_builder.__main__ import main
 from dataset_builder.evaluation import AgentPolicy, TaskScore, evaluate, format_table, score_rows, write_scores
-from dataset_builder.scores import reference_scores
+from dataset_builder.scores import read_expert_scores, reference_scores
 
 
 def evaluate_agent(make_model, processor, task, num_envs, **kwargs):
@@ -69,3 +70,29 @@ def test_table_and_json(tmp_path):
     assert record["policy"] == "test"
     assert record["tasks"][1]["success_rate"] == 1.0
     assert record["tasks"][0]["published"]["jat"] == 1435.45
+
+
+def test_experts_are_measured_once(tmp_path, capsys):
+    """`score` keeps what it measured, and goes on with what is missing."""
+    path = tmp_path / "scores.csv"
+    ball, reacher = "babyai-go-to-red-ball-no-dists", "mujoco-reacher"
+    command = ["score", "--episodes", "3", "--output", str(path), "--tasks"]
+    assert main([*command, ball]) == 0
+    first = path.read_text()
+    assert main([*command, ball, reacher]) == 0
+    assert set(first.splitlines()) < set(path.read_text().splitlines())
+    scores = read_expert_scores(path)
+    assert scores[ball, "bot"].success == 1
+    assert scores[reacher, "network"].success is None
+    assert scores[reacher, "network"].return_mean == pytest.approx(
+        evaluate(load_expert(reacher), reacher, episodes=3, progress=False).mean, abs=1e-3
+    )
+    assert "success 1.00" in capsys.readouterr().out
+
+
+def test_the_measured_experts():
+    """Of every task that has an expert without a planner, over 100 episodes."""
+    scores = read_expert_scores()
+    assert {score.episodes + score.dropped_starts for score in scores.values()} == {100}
+    assert len([task for task, _ in scores if task.startswith("babyai")]) == 39
+    assert len([task for task, _ in scores if task.startswith("metaworld")]) == 50

@@ -198,9 +198,16 @@ def test_a_damaged_manifest(folder):
 @pytest.mark.parametrize(("mean", "wrong"), [(-4.0, False), (0.5, True)])
 def test_returns_are_those_of_the_expert(folder, monkeypatch, mean, wrong):
     measured = scores.ExpertScore(
-        task=REACHER, expert="network", episodes=100, seed=0, return_mean=mean, return_std=0.5, score_mean=mean,
+        task=REACHER,
+        expert="network",
+        episodes=100,
+        dropped_starts=0,
+        seed=0,
+        return_mean=mean,
+        return_std=0.5,
+        score_mean=mean,
         success=None,
-    )  # fmt: skip
+    )
     monkeypatch.setattr("dataset_builder.verify.read_expert_scores", lambda: {(REACHER, "network"): measured})
     found = faults(folder, REACHER)
     assert bool(found) == wrong
