@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from .builder import build
 from .episodes import task_features
 from .evaluation import measure_experts
-from .executors import EXECUTORS
+from .executors import EXECUTORS, WorkerDiedError
 from .experts import EXPERTS, MissingExpertError, load_expert
 from .publish import push
 from .shards import is_local
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 allow_local=args.allow_local,
             )
             print(f"Built in {folder}; read it with {reading(folder, select_tasks(args.tasks)[0])}")
-    except (ValueError, MissingExpertError, HfHubHTTPError) as error:
+    except (ValueError, WorkerDiedError, MissingExpertError, HfHubHTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -17,6 +17,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class WorkerDiedError(RuntimeError):
+    """A process ended in the middle of its work."""
+
+
 def map_unordered(
     function: Callable[[Item], Result], items: Iterable[Item], executor: str = "local", num_workers: int = 1
 ) -> Iterator[Result]:
@@ -30,7 +34,7 @@ def map_unordered(
         num_workers: of "local". 1 is this process itself. A cluster uses all of its CPUs.
 
     Raises:
-        RuntimeError: if a process died.
+        WorkerDiedError: if a process did.
         ImportError: if Ray is not installed.
     """
     if executor == "ray":
@@ -67,25 +71,30 @@ def _as_completed(items: Iterable[Item], submit: Callable[[Item], Future], ahead
 
 
 def _in_processes(function: Callable, items: Iterable[Item], num_workers: int) -> Iterator[Any]:
+    others = set(multiprocessing.active_children())
     # A fresh interpreter for each worker: MuJoCo's and the emulator's state must not be forked.
     pool = ProcessPoolExecutor(
         num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent
     )
-    with pool:
-        try:
-            yield from _as_completed(items, lambda item: pool.submit(function, item), ahead=2 * num_workers)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process died, perhaps for lack of memory; what was finished is kept: run the same command "
-                "again, with fewer workers if it happens again"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    try:
+        yield from _as_completed(items, lambda item: pool.submit(function, item), ahead=2 * num_workers)
+    except BrokenProcessPool as error:
+        raise WorkerDiedError(
+            "a worker process died, perhaps for lack of memory; what was finished is kept: run the same command "
+            "again, with fewer workers if it happens again"
+        ) from error
+    except BaseException:
+        # Nobody waits for what is in work, which may take long; what was finished is on the disk.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _die_with_parent() -> None:
-    """Let a worker end with the process that started it, even if that was killed, and at Ctrl-C without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Let a worker end with the process that started it, even if that was killed, and leave Ctrl-C to that process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

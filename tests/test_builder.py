@@ -237,7 +237,7 @@ class TestResume:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-        assert process.returncode == 130
+        assert process.returncode == 130, errors
         assert "run the same command again" in errors
         assert "Traceback" not in errors
 

@@ -16,7 +16,7 @@ from pyftpdlib.servers import ThreadedFTPServer
 from test_builder import digest, finished_episodes
 
 from dataset_builder.builder import build
-from dataset_builder.executors import map_unordered
+from dataset_builder.executors import WorkerDiedError, map_unordered
 
 REACH, BALL, PENDULUM, PONG = TASKS
 
@@ -54,7 +54,7 @@ def test_an_error_of_a_worker():
 
 
 def test_a_worker_that_is_killed():
-    with pytest.raises(RuntimeError, match="run the same command again"):
+    with pytest.raises(WorkerDiedError, match="run the same command again"):
         list(map_unordered(die, [1], num_workers=2))
 
 
