@@ -232,6 +232,8 @@ class TestResume:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Where the tests run in the background, it is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         while not finished_episodes(tmp_path):
             time.sleep(0.01)
