@@ -45,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--allow-local", action="store_true", help="let images come from addresses of this machine and its network"
     )
     builder.add_argument("--max-episode-steps", type=int, help="truncate episodes after so many timesteps")
+    builder.add_argument(
+        "--action-noise",
+        type=float,
+        default=0.0,
+        metavar="SCALE",
+        help="execute every second episode's continuous actions with so much noise (0.3, say) but store the expert's",
+    )
 
     scorer = commands.add_parser("score", parents=[common], help="measure experts")
     scorer.add_argument("--tasks", nargs="+", required=True, help="names, domains, globs or 'all'")
@@ -91,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 num_workers=args.num_workers,
                 executor=args.executor,
                 max_episode_steps=args.max_episode_steps,
+                action_noise=args.action_noise,
                 allow_local=args.allow_local,
             )
             print(f"Built in {folder}; read it with {reading(folder, select_tasks(args.tasks)[0])}")

@@ -80,7 +80,7 @@ class FinishedItem:
 @lru_cache(maxsize=1)
 def _players(task: TaskSpec, recipe: Recipe) -> tuple[TaskEnv, Policy]:
     """An environment and its expert; the last ones are kept, for making them takes longer than many an episode."""
-    return make_env(task, max_episode_steps=recipe.max_episode_steps), load_expert(task, recipe.expert)
+    return make_env(task, **recipe.env_options), load_expert(task, recipe.expert)
 
 
 def generate_episodes(
@@ -271,6 +271,7 @@ def build(
     num_workers: int = 1,
     executor: str = "local",
     max_episode_steps: int | None = None,
+    action_noise: float = 0.0,
     allow_local: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -286,6 +287,8 @@ def build(
         num_workers: processes of the executor "local".
         executor: "local" or "ray", see `executors.map_unordered`.
         max_episode_steps: truncate episodes after so many timesteps.
+        action_noise: execute every second episode's actions with noise, see `envs.ActionNoise`; the expert's own are
+            stored.
         allow_local: whether the images of a text subset may come from addresses of this machine and its network.
         progress: show bars.
 
@@ -311,6 +314,8 @@ def build(
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= action_noise < 1:
+        raise ValueError(f"action_noise must be at least 0 and below 1, got {action_noise}")
     recipes: dict[TaskSpec, Recipe] = {}
     texts = [task for task in selected if task.domain == "text"]
     if texts and episodes is None:
@@ -321,7 +326,10 @@ def build(
             continue
         load_expert(task, expert)  # fails here, before any work, if there is none
         name = expert or task.expert_name
-        recipes[task] = Recipe(task=task.name, expert=name, seed=seed, max_episode_steps=max_episode_steps)
+        options = {"max_episode_steps": max_episode_steps, "action_noise": action_noise}
+        recipes[task] = Recipe(task=task.name, expert=name, seed=seed, **options)
+        if action_noise:
+            make_env(task, **options).close()  # fails here if the task's actions are discrete
         if executor == "local" and num_workers > 1:
             _check_travels(task)
     _refuse_foreign(output, recipes, episodes)

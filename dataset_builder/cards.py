@@ -80,6 +80,7 @@ def dataset_card(manifests: dict[str, dict[str, Any]], pictures: list[str], addr
             texts=[summary for summary in summaries if summary["domain"] == "text"],
             kinds=_kinds(tasks.values()),
             commands=_commands(summaries),
+            noisy=[summary["name"] for summary in summaries if summary["recipe"]["action_noise"]],
             has_parts=any(task.has_images for task in tasks.values()),
             timesteps_per_row=TIMESTEPS_PER_ROW,
             pictures=pictures,
@@ -116,6 +117,8 @@ def _commands(summaries: list[dict[str, Any]]) -> list[str]:
                 options += f" --expert {recipe['expert']}"
             if recipe["max_episode_steps"] is not None:
                 options += f" --max-episode-steps {recipe['max_episode_steps']}"
+            if recipe["action_noise"]:
+                options += f" --action-noise {recipe['action_noise']}"
         tasks_by_options.setdefault(options, []).append(task)
     return [
         f"python -m dataset_builder build --tasks {' '.join(_patterns(tasks))} {options} --output DIR"

@@ -64,12 +64,19 @@ class Recipe:
         expert: kind of expert, see `dataset_builder.experts.EXPERTS`, or where its code is.
         seed: base seed.
         max_episode_steps: truncate episodes after so many timesteps; None for the task's own horizon.
+        action_noise: of the actions as executed, see `envs.ActionNoise`; the expert's own are stored.
     """
 
     task: str
     expert: str
     seed: int = 0
     max_episode_steps: int | None = None
+    action_noise: float = 0.0
+
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """What `make_env` takes."""
+        return {"max_episode_steps": self.max_episode_steps, "action_noise": self.action_noise}
 
 
 def split_of(index: int) -> str:

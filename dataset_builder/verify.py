@@ -22,7 +22,17 @@ from .episodes import Frames, check_row, column_values, join_values, row_schema
 from .executors import map_unordered
 from .rollout import episode_seed
 from .scores import read_expert_scores
-from .shards import MANIFEST, SPLITS, UNFINISHED, find_tasks, playing_packages, read_footer, read_manifest, split_of
+from .shards import (
+    MANIFEST,
+    SPLITS,
+    UNFINISHED,
+    Recipe,
+    find_tasks,
+    playing_packages,
+    read_footer,
+    read_manifest,
+    split_of,
+)
 from .tasks import TaskSpec
 from .text import LONGEST_SIDE
 
@@ -123,7 +133,7 @@ def verify_task(item: VerifyItem) -> Verdict:
     chosen = {int(i) for i in np.linspace(0, len(manifest["episodes"]) - 1, item.replays)}
     seen: dict[int, str] = {}
     returns = []
-    with make_env(task, max_episode_steps=manifest["recipe"]["max_episode_steps"]) as env:
+    with make_env(task, **Recipe(**manifest["recipe"]).env_options) as env:
         for path, footer in footers.items():
             for episode in _episodes(path, footer, task, verdict):
                 index = episode.record["index"]
@@ -322,8 +332,8 @@ def _compare_returns(folder: Path, manifest: dict[str, Any], returns: list[float
     """The data's mean return against the expert's measured one."""
     recipe = manifest["recipe"]
     measured = read_expert_scores().get((recipe["task"], recipe["expert"]))
-    if recipe["max_episode_steps"] is not None:
-        verdict.notes.append(f"{folder.name}: its episodes were cut short, their returns are not compared")
+    if recipe["max_episode_steps"] is not None or recipe["action_noise"]:
+        verdict.notes.append(f"{folder.name}: its episodes were cut short or disturbed, their returns are not compared")
         return
     if measured is None or not returns:
         verdict.notes.append(f"{folder.name}: {recipe['expert']} has no measured score, returns are not compared")

@@ -135,3 +135,23 @@ def test_a_machine_that_cannot_render_says_so():
     environment = {**os.environ, "MUJOCO_GL": "glfw"} | {"DISPLAY": "", "WAYLAND_DISPLAY": ""}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "Error" in result.stdout
+
+
+def test_action_noise_disturbs_about_every_second_episode_by_its_seed():
+    noisy, clean = make_env("mujoco-reacher", action_noise=0.3), make_env("mujoco-reacher")
+
+    def final(env, seed):
+        env.reset(seed=seed)
+        for _ in range(10):
+            observation, *_ = env.step(np.zeros(2, np.float32))
+        return observation["continuous_observation"]
+
+    disturbed = [not np.array_equal(final(noisy, seed), final(clean, seed)) for seed in range(40)]
+    assert 10 < sum(disturbed) < 30
+    seed = disturbed.index(True)
+    assert np.array_equal(final(noisy, seed), final(noisy, seed))
+
+
+def test_action_noise_needs_continuous_actions():
+    with pytest.raises(ValueError, match=r"action noise needs continuous actions with bounds, got Discrete\(7\)"):
+        make_env("babyai-go-to", action_noise=0.3)

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import TASKS
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
-from dataset_builder import get_task, scores
+from dataset_builder import get_task, load_expert, scores
 from dataset_builder.__main__ import main
 from dataset_builder.builder import build
 from dataset_builder.episodes import row_schema
@@ -217,3 +217,19 @@ def test_returns_are_those_of_the_expert(folder, monkeypatch, mean, wrong):
 def test_no_such_task(built, capsys):
     assert main(["verify", str(built), "--tasks", "metaworld"]) == 2
     assert "no finished data of 'metaworld'" in capsys.readouterr().err
+
+
+def test_data_with_action_noise(tmp_path):
+    options = {"episodes": 8, "action_noise": 0.3, "progress": False}
+    folder = build(REACHER, tmp_path, **options)
+    [verdict] = verify(folder, replays=8, progress=False)
+    assert (verdict.replayed, verdict.faults) == (8, [])
+    # What is stored is what the expert meant, also where something else was executed.
+    expert = load_expert(REACHER)
+    for row in load_dataset(str(folder), REACHER, split="train"):
+        for observation, action in zip(row["continuous_observations"], row["continuous_actions"], strict=True):
+            meant = expert.act({"continuous_observation": np.array(observation, np.float32)}, None)
+            assert np.allclose(np.clip(meant, -1, 1), action, atol=1e-6)
+    assert "--action-noise 0.3" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="was built by"):
+        build(REACHER, tmp_path, **{**options, "action_noise": 0.2})

@@ -24,6 +24,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ..tasks import TaskSpec, get_task
+from .noise import ActionNoise
 
 
 class TaskEnv(gymnasium.Wrapper):
@@ -34,16 +35,20 @@ class TaskEnv(gymnasium.Wrapper):
         self.task = task
 
 
-def make_env(task: str | TaskSpec, *, max_episode_steps: int | None = None, **kwargs: Any) -> TaskEnv:
+def make_env(
+    task: str | TaskSpec, *, max_episode_steps: int | None = None, action_noise: float = 0.0, **kwargs: Any
+) -> TaskEnv:
     """Make the environment of a task.
 
     Args:
         task: a row of the table or its name.
         max_episode_steps: truncate episodes after so many timesteps, if that is sooner than the task's horizon.
+        action_noise: execute every second episode's actions with noise of this standard deviation, in halves of the
+            range of each action, see `ActionNoise`.
         kwargs: handed to the domain, such as `render_mode="rgb_array"`.
 
     Raises:
-        ValueError: if the task is unknown or has no environment.
+        ValueError: if the task is unknown or has no environment, or noise is asked for on discrete actions.
         RuntimeError: if `render_mode` asks for frames that this machine cannot render.
     """
     task = get_task(task) if isinstance(task, str) else task
@@ -53,6 +58,8 @@ def make_env(task: str | TaskSpec, *, max_episode_steps: int | None = None, **kw
     env = domain.make(task, **kwargs)
     if max_episode_steps is not None:
         env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
+    if action_noise:
+        env = ActionNoise(env, action_noise)
     return TaskEnv(env, task)
 
 
