@@ -397,9 +397,10 @@ class TestRefusals:
         assert "metaworld-reach" in error
 
     def test_a_missing_expert(self, tmp_path, capsys):
-        error = self.refused(tmp_path / "a", "--tasks", "mujoco", "--episodes", "2", capsys=capsys)
-        assert "mujoco-ant has no weights" in error
-        assert "train_expert_mujoco.py --task mujoco-ant" in error
+        options = ("--tasks", "atari-pitfall", "--expert", "network", "--episodes", "2")
+        error = self.refused(tmp_path / "a", *options, capsys=capsys)
+        assert "atari-pitfall has no weights" in error
+        assert "train_expert_atari.py --tasks atari-pitfall" in error
 
     def test_an_expert_of_another_domain(self, tmp_path, capsys):
         options = ("--tasks", REACH, "--episodes", "2", "--expert", "bot")
@@ -470,7 +471,13 @@ class TestRefusals:
 
 def test_manifest_and_card(data_folder):
     manifest = json.loads((data_folder / BALL / "manifest.json").read_text())
-    assert manifest["recipe"] == {"task": BALL, "expert": "bot", "seed": 0, "max_episode_steps": None}
+    assert manifest["recipe"] == {
+        "task": BALL,
+        "expert": "bot",
+        "seed": 0,
+        "max_episode_steps": None,
+        "action_noise": 0.0,
+    }
     assert [record["index"] for record in manifest["episodes"]] == list(range(12))
     assert all(record["success"] for record in manifest["episodes"])
     card = (data_folder / "README.md").read_text()
@@ -485,18 +492,24 @@ def test_manifest_and_card(data_folder):
 
 
 def test_dropped_starts_are_counted_with_their_reasons(tmp_path):
-    """The bot gives up about every second start of this task; other starts take their places."""
-    folder = build("babyai-unlock-to-unlock", tmp_path, **FEW)
-    manifest = json.loads((folder / "babyai-unlock-to-unlock" / "manifest.json").read_text())
-    dropped = [start for record in manifest["episodes"] for start in record["dropped_starts"]]
-    assert manifest["dropped_starts"] == len(dropped) > 0
-    assert all("subgoals" in start["reason"] for start in dropped)
+    """With this seed the first start of episode 0 cannot be solved; another one takes its place."""
+    folder = build("babyai-unlock", tmp_path, episodes=2, seed=3, progress=False)
+    manifest = json.loads((folder / "babyai-unlock" / "manifest.json").read_text())
+    [dropped] = manifest["episodes"][0]["dropped_starts"]
+    assert dropped["reason"] == "the bot has explored all that it can reach"
+    assert manifest["dropped_starts"] == 1
     assert manifest["success_rate"] == 1
 
 
 def test_a_shard_describes_itself(data_folder):
     footer = read_footer(data_folder / REACH / "test-00000-of-00001.parquet")
-    assert footer["recipe"] == {"task": REACH, "expert": "scripted", "seed": 0, "max_episode_steps": None}
+    assert footer["recipe"] == {
+        "task": REACH,
+        "expert": "scripted",
+        "seed": 0,
+        "max_episode_steps": None,
+        "action_noise": 0.0,
+    }
     assert footer["versions"]["metaworld"] == version("metaworld")
     assert [record["index"] for record in footer["episodes"]] == [9]
 
@@ -523,4 +536,3 @@ def test_list(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 15
     assert any(line.startswith("mujoco-hopper") and "network" in line for line in lines)
-    assert any(line.startswith("mujoco-ant") and "missing" in line for line in lines)

@@ -38,8 +38,8 @@ def test_metaworld_is_scored_over_100_timesteps_and_succeeds_within_500():
 
 
 def test_starts_that_the_expert_gives_up_are_not_scored():
-    score = evaluate(load_expert("babyai-unlock-to-unlock"), "babyai-unlock-to-unlock", episodes=8, progress=False)
-    assert 0 < len(score.scores) < 8
+    score = evaluate(load_expert("babyai-unlock"), "babyai-unlock", episodes=5, progress=False)
+    assert len(score.scores) == 4  # the door of the last start keeps its own key
 
 
 def test_reference_scores():
