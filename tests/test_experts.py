@@ -8,7 +8,7 @@ from dataset_builder.experts.network import weights_path
 from dataset_builder.rollout import ExpertGaveUp, episode_seed
 from dataset_builder.scores import reference_scores
 
-TRAINED = ["mujoco-pendulum", "mujoco-doublependulum", "mujoco-reacher", "mujoco-swimmer", "mujoco-hopper"]
+TRAINED = [f"mujoco-{name}" for name in ("pendulum", "doublependulum", "reacher", "swimmer", "hopper", "walker")]
 
 
 def scores(task, episodes, **kwargs):

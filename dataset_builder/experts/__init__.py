@@ -15,8 +15,9 @@ from ..tasks import TaskSpec, get_task
 EXPERTS = {
     "bot": "the planning bot that comes with minigrid, for BabyAI",
     "scripted": "the scripted policies that come with metaworld",
-    "network": "small networks trained by reinforcement learning, for MuJoCo",
+    "network": "small networks trained by reinforcement learning, for MuJoCo and games of Atari",
     "planner": "rolling-horizon evolution with the emulator as its model, for Atari",
+    "hub": "the published experts, from the Hub, for Atari, MuJoCo and Meta-World",
     "random": "uniformly random actions, for any task",
 }
 
@@ -38,24 +39,24 @@ class FunctionPolicy:
         return self.function(observation)
 
 
-def load_expert(task: str | TaskSpec, name: str | None = None) -> Policy:
+def load_expert(task: str | TaskSpec, source: str | None = None) -> Policy:
     """The expert of a task.
 
     Args:
         task: a row of the table or its name.
-        name: a kind of expert, one of `EXPERTS`; the task's own by default.
+        source: a kind of expert, one of `EXPERTS`; the task's own by default.
 
     Raises:
         ValueError: if the task or the kind of expert is unknown.
         MissingExpertError: if the task has none, or what the expert needs is not there.
     """
     task = get_task(task) if isinstance(task, str) else task
-    if not (task.expert is None or isinstance(task.expert, str)) and name in (None, task.expert_name):
+    if not (task.expert is None or isinstance(task.expert, str)) and source in (None, task.expert_name):
         expert = task.expert() if isinstance(task.expert, type) else task.expert
         return expert if isinstance(expert, Policy) else FunctionPolicy(expert)
-    name = name or task.expert
-    if name is None:
+    source = source or task.expert
+    if source is None:
         raise MissingExpertError(f"{task.name} has no expert of its own: name one of {', '.join(EXPERTS)}")
-    if name not in EXPERTS:
-        raise ValueError(f"unknown expert {name!r} for {task.name}: expected one of {', '.join(EXPERTS)}")
-    return importlib.import_module(f".{name}", __package__).load(task)
+    if source not in EXPERTS:
+        raise ValueError(f"unknown expert {source!r} for {task.name}: expected one of {', '.join(EXPERTS)}")
+    return importlib.import_module(f".{source}", __package__).load(task)
