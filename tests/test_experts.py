@@ -124,6 +124,33 @@ def test_scripts_succeed_on_all(task):
     assert scores(task, 20).success_rate >= 0.9
 
 
+def test_model_predictive_control_leaves_the_simulator_as_it_was():
+    """Doing what was planned brings the same states and rewards as doing it without planning."""
+    env, policy = make_env("metaworld-assembly", max_episode_steps=40), load_expert("metaworld-assembly", "mpc")
+    planned = rollout(env, policy, seed=3)
+    env.reset(seed=3)
+    for t, action in enumerate(planned.actions):
+        observation, reward, *_ = env.step(action)
+        assert np.float32(reward) == planned.rewards[t]
+        if t + 1 < len(planned):
+            assert np.array_equal(
+                observation["continuous_observation"], planned.observations["continuous_observation"][t + 1]
+            )
+    assert np.array_equal(rollout(env, policy, seed=3).actions, planned.actions)
+
+
+def test_model_predictive_control_earns_more_than_its_script():
+    env = make_env("metaworld-coffee-button", max_episode_steps=60)
+    script, control = (rollout(env, load_expert(env.task, name), seed=0).total_reward for name in ("scripted", "mpc"))
+    assert control > 2 * script
+
+
+def test_model_predictive_control_plans_no_further_than_the_episode():
+    env, policy = make_env("metaworld-reach"), load_expert("metaworld-reach", "mpc")
+    policy.horizon, policy.candidates = 30, 2
+    assert len(rollout(env, policy, seed=0, keep_observations=False)) == 500
+
+
 @pytest.mark.parametrize("task", TRAINED)
 def test_trained_networks_beat_the_published_expert(task):
     assert scores(task, 5).mean > reference_scores(task).expert
@@ -178,6 +205,8 @@ def test_missing_and_unknown_experts():
         load_expert("atari-pitfall", "network")
     with pytest.raises(MissingExpertError, match="needs an Atari emulator"):
         load_expert("mujoco-hopper", "planner")
+    with pytest.raises(MissingExpertError, match="for Meta-World only"):
+        load_expert("mujoco-hopper", "mpc")
     with pytest.raises(MissingExpertError, match="wikipedia has no expert"):
         load_expert("wikipedia")
     with pytest.raises(ValueError, match=r"unknown expert 'oracle'.*expected one of bot"):
