@@ -1,15 +1,16 @@
 """Train the network that is the expert of a MuJoCo task, with PPO from Stable-Baselines3.
 
-    python examples/train_expert_mujoco.py --task mujoco-hopper
+    python examples/train_expert_mujoco.py --tasks mujoco-hopper mujoco-walker --num-workers 2
 
 The network so far is played for a few episodes forty times during the training, and written to the package if it is
-the best yet. The whole state of the training is saved beside it, in --checkpoint: the same command goes on after an
+the best yet. The whole state of the training is saved beside it, in --checkpoints: the same command goes on after an
 interruption. At the end the best network is measured on 100 episodes of unseen seeds, beside the published expert.
 Needs the extra `train`.
 """
 
 import argparse
 import importlib.metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dataset_builder import make_env, select_tasks
+from dataset_builder import get_task, make_env
 from dataset_builder.evaluation import evaluate
+from dataset_builder.executors import map_unordered
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
 from dataset_builder.rollout import episode_seed, rollout
 from dataset_builder.scores import reference_scores
@@ -100,7 +102,10 @@ class KeepBest(BaseCallback):
         if mean > self.best:
             self.best = mean
             candidate.replace(self.path)
-        print(f"{self.num_timesteps:>10,} timesteps  return {mean:10.2f}  best {self.best:10.2f}", flush=True)
+        print(
+            f"{self.task:24} {self.num_timesteps:>10,} timesteps  return {mean:10.2f}  best {self.best:10.2f}",
+            flush=True,
+        )
         save(self.model, self.best, self.checkpoint)
 
 
@@ -163,23 +168,16 @@ def start_from(model: PPO, path: Path) -> None:
             layer.bias.copy_(torch.from_numpy(tensors[f"layers.{i}.bias"]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=sorted(RECIPES), metavar="mujoco-NAME")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timesteps", type=int, help="default: the task's own budget")
-    parser.add_argument("--start-from", type=Path, metavar="FILE", help="a network to go on from")
-    parser.add_argument("--output", type=Path, help="default: the expert's file in the package")
-    parser.add_argument("--checkpoint", type=Path, help="default: runs/experts/TASK-SEED.pt")
-    args = parser.parse_args()
-
-    (task,) = select_tasks(args.task)
-    path = args.output or weights_path(task)
-    checkpoint = args.checkpoint or Path("runs/experts") / f"{task.name}-{args.seed}.pt"
+def train(task_name: str, args: argparse.Namespace) -> str:
+    """Train the network of one task, or go on with that, and write it; returns a line that says what it reaches."""
+    torch.set_num_threads(1)  # the networks are too small to gain from more
+    task = get_task(task_name)
+    path = args.output / f"{task.name}.safetensors" if args.output else weights_path(task)
+    checkpoint = args.checkpoints / f"{task.name}-{args.seed}.pt"
     recipe = {**RECIPES[task.name]}
     if args.timesteps:
         recipe["timesteps"] = args.timesteps
-    command = f"python examples/train_expert_mujoco.py --task {task.name} --seed {args.seed}"
+    command = f"python examples/train_expert_mujoco.py --tasks {task.name} --seed {args.seed}"
     metadata = {
         "task": task.name,
         "environment": task.env_id,
@@ -193,7 +191,6 @@ def main() -> None:
         ),
     }
 
-    torch.set_num_threads(1)  # the networks are too small to gain from more
     timesteps, num_envs = recipe.pop("timesteps"), recipe.pop("num_envs")
     learning_rate, log_std = recipe.pop("learning_rate"), recipe.pop("log_std_init", 0.0)
     envs = make_vec_env(lambda: gymnasium.wrappers.FlattenObservation(make_env(task)), num_envs, seed=args.seed)
@@ -207,19 +204,33 @@ def main() -> None:
         **recipe,
     )
     keep_best = KeepBest(task.name, path, checkpoint, metadata, every=timesteps // EVALUATIONS)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
         keep_best.best = restore(model, checkpoint)
-        print(f"going on at {model.num_timesteps:,} timesteps, from {checkpoint}")
+        print(f"{task.name}: going on at {model.num_timesteps:,} timesteps", flush=True)
     elif args.start_from:
-        start_from(model, args.start_from)
+        start_from(model, args.start_from / f"{task.name}.safetensors")
     if model.num_timesteps < timesteps:
         model.learn(timesteps - model.num_timesteps, keep_best, reset_num_timesteps=False)
 
-    score = evaluate(read_network(path), task, episodes=100)
-    published = reference_scores(task.name).expert
-    print(f"{task.name}: {score.mean:.2f} ± {score.standard_error:.2f} over 100 episodes; published: {published:.2f}")
-    print(f"written: {path}")
+    score = evaluate(read_network(path), task, episodes=args.episodes, progress=False)
+    reached = f"{score.mean:.2f} ± {score.standard_error:.2f} over {args.episodes} episodes"
+    return f"{task.name}: {reached}; published: {reference_scores(task.name).expert:.2f}; written to {path}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", required=True, choices=sorted(RECIPES), metavar="mujoco-NAME")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timesteps", type=int, help="default: the task's own budget")
+    parser.add_argument("--num-workers", type=int, default=1, help="tasks trained at once")
+    parser.add_argument("--episodes", type=int, default=100, help="of the final measurement")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="networks to go on from")
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/experts"))
+    parser.add_argument("--output", type=Path, help="folder of the networks; default: the package's")
+    args = parser.parse_args()
+    args.checkpoints.mkdir(parents=True, exist_ok=True)
+    for line in map_unordered(partial(train, args=args), args.tasks, num_workers=args.num_workers):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

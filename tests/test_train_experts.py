@@ -1,0 +1,76 @@
+"""The trainers of experts, for a few seconds each."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from dataset_builder import make_env, rollout
+from dataset_builder.experts.network import read_network
+from dataset_builder.scores import reference_scores
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def train(domain, folder, *options):
+    """The trainer's output."""
+    command = [sys.executable, EXAMPLES / f"train_expert_{domain}.py", *options]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def metadata(path):
+    with safe_open(path, "numpy") as file:
+        return file.metadata()
+
+
+def atari(folder, timesteps):
+    options = ["--tasks", "atari-pong", "--games", "1", "--output", ".", "--timesteps", timesteps]
+    return train("atari", folder, *options), folder / "atari-pong.safetensors"
+
+
+def test_a_network_of_atari(tmp_path):
+    output, path = atari(tmp_path, "2048")
+    assert "2,048 timesteps" in output
+    first = path.read_bytes()
+    assert len(first) < 300_000
+    output, _ = atari(tmp_path, "6144")
+    assert "going on at 2,048 timesteps" in output
+    assert path.read_bytes() != first
+    assert metadata(path)["timesteps"] == "6144"
+    with make_env("atari-pong", max_episode_steps=50) as env:
+        policy = read_network(path)
+        assert len({rollout(env, policy, 0).actions.tobytes() for _ in range(2)}) == 1
+
+
+def test_the_same_seed_trains_the_same_network_of_atari(tmp_path):
+    trained = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        _, path = atari(tmp_path / name, "2048")
+        trained.append((metadata(path), {key: array.tobytes() for key, array in load_file(path).items()}))
+    assert trained[0] == trained[1]
+
+
+def test_a_network_of_mujoco_goes_on_and_learns(tmp_path):
+    options = ["--tasks", "mujoco-pendulum", "--output", ".", "--episodes", "5"]
+    output = train("mujoco", tmp_path, *options, "--timesteps", "20000")
+    assert "20,480 timesteps" in output
+    output = train("mujoco", tmp_path, *options, "--timesteps", "40000")
+    assert "going on at 20,480 timesteps" in output
+    path = tmp_path / "mujoco-pendulum.safetensors"
+    assert metadata(path)["command"].startswith("python examples/train_expert_mujoco.py --tasks mujoco-pendulum")
+    with make_env("mujoco-pendulum") as env:
+        assert rollout(env, read_network(path), 1).total_reward > 10 * reference_scores("mujoco-pendulum").random
+
+
+@pytest.mark.parametrize("domain", ["atari", "mujoco"])
+def test_other_tasks_are_refused(tmp_path, domain):
+    command = [sys.executable, EXAMPLES / f"train_expert_{domain}.py", "--tasks", "babyai-go-to"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "babyai-go-to" in result.stderr
