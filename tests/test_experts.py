@@ -4,6 +4,7 @@ from safetensors import safe_open
 
 from dataset_builder import MissingExpertError, get_task, load_expert, make_env, rollout, select_tasks
 from dataset_builder.evaluation import evaluate
+from dataset_builder.experts.explorer import ExplorerPolicy
 from dataset_builder.experts.network import weights_path
 from dataset_builder.rollout import ExpertGaveUp, episode_seed
 from dataset_builder.scores import reference_scores
@@ -192,6 +193,25 @@ def test_the_planner_plays(task, steps, at_least):
     assert scores(task, 1, max_episode_steps=steps).mean >= at_least
 
 
+def test_the_explorer_plays_what_it_found():
+    env = make_env("atari-privateeye", max_episode_steps=600)
+    explorer = ExplorerPolicy(budget=4000)
+    env.reset(seed=0)
+    before = env.unwrapped.ale.getRAM().copy()
+    explorer.reset(env, seed=0)
+    assert np.array_equal(env.unwrapped.ale.getRAM(), before)
+    first, again = (rollout(env, explorer, seed=0) for _ in range(2))
+    assert np.array_equal(first.actions, again.actions)
+    assert np.array_equal(first.rewards, again.rewards)
+    assert first.total_reward > reference_scores("atari-privateeye").random
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "at_least"), [("atari-privateeye", 5000), ("atari-venture", 200)])
+def test_the_explorer_finds_late_rewards(task, at_least):
+    assert rollout(make_env(task), ExplorerPolicy(budget=60_000), seed=0).total_reward >= at_least
+
+
 def test_random_actions_come_from_the_seed():
     env = make_env("mujoco-swimmer", max_episode_steps=5)
     policy = load_expert("mujoco-swimmer", "random")
@@ -205,6 +225,8 @@ def test_missing_and_unknown_experts():
         load_expert("atari-pitfall", "network")
     with pytest.raises(MissingExpertError, match="needs an Atari emulator"):
         load_expert("mujoco-hopper", "planner")
+    with pytest.raises(MissingExpertError, match="needs an Atari emulator"):
+        load_expert("mujoco-hopper", "explorer")
     with pytest.raises(MissingExpertError, match="for Meta-World only"):
         load_expert("mujoco-hopper", "mpc")
     with pytest.raises(MissingExpertError, match="wikipedia has no expert"):

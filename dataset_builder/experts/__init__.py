@@ -18,6 +18,7 @@ EXPERTS = {
     "mpc": "model-predictive control on the simulator, guided by the scripts, for Meta-World",
     "network": "small networks trained by reinforcement learning, for MuJoCo and games of Atari",
     "planner": "rolling-horizon evolution with the emulator as its model, for Atari",
+    "explorer": "an archive of emulator states, for games of Atari whose reward comes late",
     "hub": "the published experts, from the Hub, for Atari, MuJoCo and Meta-World",
     "random": "uniformly random actions, for any task",
 }
