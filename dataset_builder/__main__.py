@@ -9,10 +9,12 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from .builder import build
 from .episodes import task_features
-from .evaluation import measure_experts
+from .evaluation import format_table
 from .executors import EXECUTORS, WorkerDiedError
 from .experts import EXPERTS, MissingExpertError, load_expert
+from .measuring import DEFAULT_EPISODES, measure, plan_measurements, score_table, summary_lines
 from .publish import push
+from .scores import SCORES
 from .shards import is_local
 from .tasks import TaskSpec, register_from, select_tasks
 from .verify import verdict_line, verify
@@ -53,13 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="execute every second episode's continuous actions with so much noise (0.3, say) but store the expert's",
     )
 
-    scorer = commands.add_parser("score", parents=[common], help="measure experts")
+    scorer = commands.add_parser(
+        "score", parents=[common], help="measure random and expert policies, or go on with that, and print the table"
+    )
     scorer.add_argument("--tasks", nargs="+", required=True, help="names, domains, globs or 'all'")
-    scorer.add_argument("--episodes", type=int, default=100, help="of each task")
-    scorer.add_argument("--expert", choices=EXPERTS, help="default: each task's own")
+    scorer.add_argument(
+        "--policies",
+        nargs="+",
+        choices=["expert", *EXPERTS],
+        default=["random", "expert"],
+        help="expert: each task's own",
+    )
+    scorer.add_argument(
+        "--episodes", type=int, help=f"of each task; default: {DEFAULT_EPISODES}, of a planner or an explorer 3"
+    )
     scorer.add_argument("--seed", type=int, default=0, help="base seed; no data set has these starts")
-    scorer.add_argument("--num-workers", type=int, default=1, help="processes")
-    scorer.add_argument("--output", type=Path, default=Path("expert_scores.csv"), help="the file that keeps them")
+    scorer.add_argument("--num-workers", type=int, default=1, help="processes of the local executor")
+    scorer.add_argument("--executor", choices=EXECUTORS, default="local")
+    scorer.add_argument("--again", action="store_true", help="measure again what the file holds")
+    scorer.add_argument("--output", type=Path, default=Path(SCORES), help="the file that keeps the scores")
 
     verifier = commands.add_parser("verify", parents=[common], help="read data sets back and play episodes again")
     verifier.add_argument("folder")
@@ -119,20 +133,14 @@ def reading(folder: Path, task: TaskSpec) -> str:
 
 
 def score_experts(args: argparse.Namespace) -> None:
-    tasks = select_tasks(args.tasks)
-    for task in tasks:
-        load_expert(task, args.expert)  # fails here, before any work, if there is none
-    scores = measure_experts(
-        tasks,
-        args.output,
-        expert=args.expert,
-        episodes=args.episodes,
-        seed=args.seed,
-        num_workers=args.num_workers,
-    )
-    for score in scores:
-        success = "" if score.success is None else f", success {score.success:.2f}"
-        print(f"{score.task:40} {score.expert:9} {score.return_mean:10.2f} ± {score.return_std:.2f}{success}")
+    tasks = [task for task in select_tasks(args.tasks) if task.domain != "text"]
+    measurements = plan_measurements(tasks, args.policies, args.episodes, args.seed)
+    options = {"num_workers": args.num_workers, "executor": args.executor, "again": args.again}
+    scores = measure(measurements, args.output, **options)
+    if rows := score_table(scores):
+        print(format_table(rows))
+    for line in summary_lines(tasks, scores):
+        print(line)
     print(f"written: {args.output}")
 
 

@@ -15,10 +15,8 @@ from tqdm import tqdm
 
 from .envs import TaskEnv, make_env
 from .episodes import Episode
-from .executors import map_unordered
-from .experts import load_expert
 from .rollout import Action, ExpertGaveUp, Observation, Policy, episode_seed, play, rollout
-from .scores import ExpertScore, read_expert_scores, reference_scores, write_expert_scores
+from .scores import normalize, reference_scores
 from .tasks import TaskSpec, get_task
 
 
@@ -153,9 +151,9 @@ class TaskScore:
         return float(np.mean(self.successes)) if self.successes else None
 
     @property
-    def normalized(self) -> float | None:
-        """0 is the published random score, 1 the published expert's."""
-        return reference_scores(self.task).normalized(self.mean)
+    def normalized(self) -> tuple[float, str] | None:
+        """The mean between a random score (0) and an expert's (1), and whose that is; see `scores.normalize`."""
+        return normalize(self.task, self.mean)
 
 
 def evaluate(
@@ -213,73 +211,17 @@ def _play_all(env: TaskEnv, policy: Policy, seeds: Sequence[int]) -> Iterator[Ep
             continue  # a start that the expert does not accept is not scored
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """An expert to be measured on one task."""
-
-    task: TaskSpec
-    expert: str
-    episodes: int
-    seed: int
-
-    def measure(self) -> ExpertScore:
-        score = evaluate(
-            load_expert(self.task, self.expert), self.task, episodes=self.episodes, seed=self.seed, progress=False
-        )
-        return ExpertScore(
-            task=self.task.name,
-            expert=self.expert,
-            episodes=len(score.returns),
-            dropped_starts=self.episodes - len(score.returns),
-            seed=self.seed,
-            return_mean=round(float(np.mean(score.returns)), 4),
-            return_std=round(float(np.std(score.returns)), 4),
-            score_mean=round(score.mean, 4),
-            success=score.success_rate,
-        )
-
-
-def measure_experts(
-    tasks: Sequence[TaskSpec],
-    path: Path,
-    *,
-    expert: str | None = None,
-    episodes: int = 100,
-    seed: int = 0,
-    num_workers: int = 1,
-    progress: bool = True,
-) -> list[ExpertScore]:
-    """Measure experts and keep the scores in a file; those that it holds are not measured again.
-
-    Args:
-        tasks: each with an expert.
-        path: of the file, which is written after every task.
-        expert: kind of expert; each task's own by default.
-        episodes: of each task. Starts that the expert gives up are not scored.
-        seed: base seed.
-        num_workers: processes.
-        progress: show a bar.
-    """
-    kept = read_expert_scores(path) if path.exists() else {}
-    wanted = [Measurement(task, expert or task.expert_name, episodes, seed) for task in tasks]
-
-    def is_kept(measurement: Measurement) -> bool:
-        found = kept.get((measurement.task.name, measurement.expert))
-        return found is not None and (found.episodes + found.dropped_starts, found.seed) == (episodes, seed)
-
-    missing = [measurement for measurement in wanted if not is_kept(measurement)]
-    measured = map_unordered(Measurement.measure, missing, num_workers=num_workers)
-    for score in tqdm(measured, "measuring", len(missing), unit="task", disable=not progress):
-        kept[score.task, score.expert] = score
-        write_expert_scores(kept.values(), path)
-    return [kept[measurement.task.name, measurement.expert] for measurement in wanted]
-
-
 def score_rows(scores: Sequence[TaskScore]) -> list[dict[str, str]]:
     """The table of an evaluation, ready to print: one dict of texts for each task."""
 
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
+
+    def normalized_text(score: TaskScore) -> str:
+        if score.normalized is None:
+            return "-"
+        value, expert = score.normalized
+        return f"{value:.2f}" + ("" if expert == "published" else f" ({expert})")
 
     rows = []
     for score in scores:
@@ -294,7 +236,7 @@ def score_rows(scores: Sequence[TaskScore]) -> list[dict[str, str]]:
                 "success": text(score.success_rate),
                 "random": text(reference.random),
                 "expert": text(reference.expert),
-                "normalized": text(score.normalized),
+                "normalized": normalized_text(score),
             }
         )
     return rows
@@ -327,7 +269,8 @@ def write_scores(scores: Sequence[TaskScore], path: Path, **about: Any) -> None:
                 "mean": score.mean,
                 "standard_error": score.standard_error if len(score.scores) > 1 else None,
                 "success_rate": score.success_rate,
-                "normalized": score.normalized,
+                "normalized": score.normalized and score.normalized[0],
+                "normalized_by": score.normalized and score.normalized[1],
                 "published": asdict(reference_scores(score.task)),
             }
             for score in scores

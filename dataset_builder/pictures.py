@@ -9,7 +9,7 @@ import pyarrow.parquet
 from PIL import Image, ImageOps
 
 from .envs import make_env
-from .scores import reference_scores
+from .scores import normalize
 from .shards import find_shards, whole_file
 from .tasks import TaskSpec
 
@@ -29,9 +29,9 @@ def draw_returns(path: Path, manifests: dict[str, dict[str, Any]]) -> Path | Non
     for name, manifest in manifests.items():
         if "episodes" in manifest:
             mean = np.mean([record["score"] for record in manifest["episodes"]])
-            normalized = reference_scores(name).normalized(float(mean))
+            normalized = normalize(name, float(mean))
             if normalized is not None:
-                scores.setdefault(manifest["task"]["domain"], []).append(normalized)
+                scores.setdefault(manifest["task"]["domain"], []).append(normalized[0])
     if not scores or not importlib.util.find_spec("matplotlib"):
         return None
     from matplotlib.figure import Figure

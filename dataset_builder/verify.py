@@ -21,7 +21,7 @@ from .envs import TaskEnv, make_env
 from .episodes import Frames, check_row, column_values, join_values, row_schema
 from .executors import map_unordered
 from .rollout import episode_seed
-from .scores import read_expert_scores
+from .scores import read_scores
 from .shards import (
     MANIFEST,
     SPLITS,
@@ -331,7 +331,7 @@ def _replay(episode: _StoredEpisode, task: TaskSpec, env: TaskEnv) -> list[str]:
 def _compare_returns(folder: Path, manifest: dict[str, Any], returns: list[float], verdict: Verdict) -> None:
     """The data's mean return against the expert's measured one."""
     recipe = manifest["recipe"]
-    measured = read_expert_scores().get((recipe["task"], recipe["expert"]))
+    measured = read_scores().get((recipe["task"], recipe["expert"]))
     if recipe["max_episode_steps"] is not None or recipe["action_noise"]:
         verdict.notes.append(f"{folder.name}: its episodes were cut short or disturbed, their returns are not compared")
         return

@@ -37,7 +37,8 @@ def imported_packages(path):
 )
 def test_import_directions(package, forbidden):
     for path in (ROOT / package).rglob("*.py"):
-        assert not imported_packages(path) & forbidden, path
+        reads_checkpoints = {"torch"} if path.name == "hub.py" else set()  # of the published experts
+        assert not imported_packages(path) & (forbidden - reads_checkpoints), path
 
 
 def test_only_the_processor_package_knows_the_model():

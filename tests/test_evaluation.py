@@ -1,12 +1,15 @@
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from dataset_builder import load_expert
+from dataset_builder import load_expert, select_tasks
 from dataset_builder.__main__ import main
 from dataset_builder.evaluation import AgentPolicy, TaskScore, evaluate, format_table, score_rows, write_scores
-from dataset_builder.scores import read_expert_scores, reference_scores
+from dataset_builder.scores import normalize, read_scores, reference_scores
 
 
 def evaluate_agent(make_model, processor, task, num_envs, **kwargs):
@@ -27,7 +30,7 @@ def test_several_environments_at_once_give_the_same_episodes(make_model, process
 def test_a_random_score_is_the_published_one():
     score = evaluate(load_expert("mujoco-reacher", "random"), "mujoco-reacher", episodes=100, progress=False)
     assert abs(score.mean - reference_scores("mujoco-reacher").random) < 4 * score.standard_error
-    assert abs(score.normalized) < 0.1
+    assert abs(score.normalized[0]) < 0.1
 
 
 def test_metaworld_is_scored_over_100_timesteps_and_succeeds_within_500():
@@ -72,27 +75,72 @@ def test_table_and_json(tmp_path):
     assert record["tasks"][0]["published"]["jat"] == 1435.45
 
 
-def test_experts_are_measured_once(tmp_path, capsys):
-    """`score` keeps what it measured, and goes on with what is missing."""
-    path = tmp_path / "scores.csv"
-    ball, reacher = "babyai-go-to-red-ball-no-dists", "mujoco-reacher"
-    command = ["score", "--episodes", "3", "--output", str(path), "--tasks"]
-    assert main([*command, ball]) == 0
-    first = path.read_text()
-    assert main([*command, ball, reacher]) == 0
-    assert set(first.splitlines()) < set(path.read_text().splitlines())
-    scores = read_expert_scores(path)
-    assert scores[ball, "bot"].success == 1
-    assert scores[reacher, "network"].success is None
-    assert scores[reacher, "network"].return_mean == pytest.approx(
-        evaluate(load_expert(reacher), reacher, episodes=3, progress=False).mean, abs=1e-3
-    )
-    assert "success 1.00" in capsys.readouterr().out
+BALL, REACHER = "babyai-go-to-red-ball-no-dists", "mujoco-reacher"
 
 
-def test_the_measured_experts():
-    """Of every task that has an expert without a planner, over 100 episodes."""
-    scores = read_expert_scores()
-    assert {score.episodes + score.dropped_starts for score in scores.values()} == {100}
-    assert len([task for task, _ in scores if task.startswith("babyai")]) == 39
-    assert len([task for task, _ in scores if task.startswith("metaworld")]) == 50
+def measure(path, *options):
+    assert main(["score", "--episodes", "3", "--output", str(path), *options]) == 0
+    return read_scores(path)
+
+
+def test_random_and_experts_are_measured_once(tmp_path, capsys):
+    path = tmp_path / "scores.json"
+    measure(path, "--tasks", BALL)
+    first = set(path.read_text().replace("}\n", "},\n").splitlines())
+    scores = measure(path, "--tasks", BALL, REACHER)
+    assert first < set(path.read_text().replace("}\n", "},\n").splitlines())  # also the speed: it was not played again
+    assert set(scores) == {(BALL, "bot"), (BALL, "random"), (REACHER, "network"), (REACHER, "random")}
+    expert, random = scores[REACHER, "network"], scores[REACHER, "random"]
+    again = evaluate(load_expert(REACHER), REACHER, episodes=3, progress=False)
+    assert (expert.score_mean, expert.standard_error) == pytest.approx((again.mean, again.standard_error), abs=1e-3)
+    assert (expert.episodes, expert.success, expert.timesteps) == (3, None, 50)
+    assert random.score_mean < expert.score_mean
+    assert (scores[BALL, "bot"].success, scores[BALL, "bot"].cut) == (1, 0)
+    assert expert.versions["mujoco"]
+    output = capsys.readouterr().out
+    assert "| mujoco-reacher " in output
+    assert "babyai: 1 of 1 reach the published expert (*), 1 within 2 standard errors" in output
+    measure(path, "--tasks", BALL, "--again")
+    assert set(path.read_text().splitlines()) != first
+
+
+def test_a_measurement_goes_on(tmp_path):
+    """A killed one keeps every finished episode, also while others are measured."""
+    path = tmp_path / "scores.json"
+    command = [sys.executable, "-m", "dataset_builder", "score", "--episodes", "40", "--output", str(path), "--tasks"]
+    process = subprocess.Popen([*command, REACHER], stderr=subprocess.DEVNULL)
+    unfinished = tmp_path / "scores.unfinished.jsonl"
+    while not unfinished.exists() or len(unfinished.read_text().splitlines()) < 10:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    kept = unfinished.read_text().splitlines()
+    measure(path, "--tasks", BALL)
+    assert unfinished.read_text().splitlines()[:10] == kept[:10]
+    result = subprocess.run([*command, REACHER], capture_output=True, text=True, check=True)
+    total = int(re.findall(r"\d+/(\d+)", result.stderr)[-1])
+    assert 80 - len(kept) <= total <= 80 - len(kept) + 1  # one may have been cut off within its line
+    assert unfinished.read_text() == ""
+    expected = evaluate(load_expert(REACHER), REACHER, episodes=40, progress=False)
+    assert read_scores(path)[REACHER, "network"].score_mean == pytest.approx(expected.mean, abs=1e-3)
+
+
+def test_the_measured_scores():
+    """The expert of every task that has one without a planner, over 100 episodes."""
+    scores = read_scores()
+    for domain in ("babyai", "metaworld"):
+        for task in select_tasks(domain):
+            score = scores[task.name, task.expert]
+            assert score.episodes + score.dropped_starts == 100
+    metaworld = [scores[task.name, "scripted"].success for task in select_tasks("metaworld")]
+    assert min(metaworld) >= 0.95
+    assert np.mean(metaworld) >= 0.99
+    assert all(scores[task.name, "bot"].success == 1 for task in select_tasks("babyai"))
+
+
+def test_where_the_published_expert_is_no_better_than_random_ours_is_the_measure():
+    value, expert = normalize("metaworld-reach", reference_scores("metaworld-reach").expert)
+    assert (value, expert) == (1.0, "published")
+    ours = read_scores()["metaworld-disassemble", "scripted"]
+    assert normalize("metaworld-disassemble", ours.score_mean) == (1.0, "our scripted")
+    assert normalize("my-own-task", 3.0) is None

@@ -1,5 +1,6 @@
 """What `verify` finds: every kind of damage, by file and row."""
 
+import dataclasses
 import json
 import shutil
 
@@ -197,18 +198,9 @@ def test_a_damaged_manifest(folder):
 
 @pytest.mark.parametrize(("mean", "wrong"), [(-4.0, False), (0.5, True)])
 def test_returns_are_those_of_the_expert(folder, monkeypatch, mean, wrong):
-    measured = scores.ExpertScore(
-        task=REACHER,
-        expert="network",
-        episodes=100,
-        dropped_starts=0,
-        seed=0,
-        return_mean=mean,
-        return_std=0.5,
-        score_mean=mean,
-        success=None,
-    )
-    monkeypatch.setattr("dataset_builder.verify.read_expert_scores", lambda: {(REACHER, "network"): measured})
+    measured = scores.read_scores()[REACHER, "network"]
+    measured = dataclasses.replace(measured, return_mean=mean, return_std=0.5)
+    monkeypatch.setattr("dataset_builder.verify.read_scores", lambda: {(REACHER, "network"): measured})
     found = faults(folder, REACHER)
     assert bool(found) == wrong
     assert not wrong or "was measured to reach 0.50 ± 0.50" in found[0]
