@@ -163,6 +163,7 @@ def evaluate(
     episodes: int,
     num_envs: int = 1,
     seed: int = 0,
+    purpose: str = "evaluate",
     progress: bool = True,
     **env_kwargs: Any,
 ) -> TaskScore:
@@ -174,11 +175,12 @@ def evaluate(
         episodes: how many. Their seeds are in no data set.
         num_envs: how many environments a batch policy plays at once.
         seed: base seed.
+        purpose: of the episodes, see `episode_seed`; another one has other starts.
         progress: show a bar.
         env_kwargs: handed to `make_env`.
     """
     task = get_task(task) if isinstance(task, str) else task
-    seeds = [episode_seed(task.name, index, seed, purpose="evaluate") for index in range(episodes)]
+    seeds = [episode_seed(task.name, index, seed, purpose=purpose) for index in range(episodes)]
     envs = [
         make_env(task, **env_kwargs) for _ in range(min(num_envs, episodes) if isinstance(policy, BatchPolicy) else 1)
     ]

@@ -40,8 +40,8 @@ def episode_seed(task: str, index: int, base_seed: int, *, purpose: str = "build
         task: name of the task.
         index: the episode's number.
         base_seed: seed of the whole run.
-        purpose: "build" or "evaluate". The same index has unrelated seeds for the two, so that an agent is
-            evaluated on starts that are in no data set.
+        purpose: "build", "evaluate", or what else a trainer needs starts for. The same index has unrelated seeds for
+            each, so that an agent is evaluated on starts that are in no data set.
         attempt: how many starts of this episode the expert gave up before this one.
     """
     key = zlib.crc32(f"{purpose}/{task}".encode())

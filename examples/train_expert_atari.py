@@ -29,11 +29,12 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dataset_builder import TaskSpec, get_task, make_env, rollout, select_tasks
+from dataset_builder import TaskSpec, get_task, select_tasks
 from dataset_builder.envs.atari import FRAMES_PER_STEP, STACKED_FRAMES
+from dataset_builder.evaluation import evaluate
 from dataset_builder.executors import map_unordered
 from dataset_builder.experts.network import read_network, weights_path
-from dataset_builder.rollout import Policy, episode_seed
+from dataset_builder.rollout import episode_seed
 from dataset_builder.shards import whole_file
 
 SAVE_EVERY = 51_200  # timesteps: about a minute
@@ -282,18 +283,13 @@ def train(task_name: str, args: argparse.Namespace) -> str:
     for temperature in (0.0, 1.0):
         candidate = args.checkpoints / f"{task.name}-{args.seed}-{temperature}.safetensors"
         export(training.network, candidate, {**metadata, "temperature": str(temperature)})
-        returns[candidate] = mean_return(task, read_network(candidate), args.games)
+        score = evaluate(read_network(candidate), task, episodes=args.games, purpose="select", progress=False)
+        returns[candidate] = score.mean
     best = max(returns, key=returns.get)
     path = args.output / f"{task.name}.safetensors" if args.output else weights_path(task)
     with whole_file(path) as file:
         file.write(best.read_bytes())
     return f"{task.name}: {returns[best]:.1f} over {args.games} games, written to {path}"
-
-
-def mean_return(task: TaskSpec, policy: Policy, games: int) -> float:
-    seeds = [episode_seed(task.name, index, 0, purpose="select") for index in range(games)]
-    with make_env(task) as env:
-        return float(np.mean([rollout(env, policy, seed, keep_observations=False).total_reward for seed in seeds]))
 
 
 def main() -> None:

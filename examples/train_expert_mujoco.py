@@ -27,7 +27,6 @@ from dataset_builder import get_task, make_env
 from dataset_builder.evaluation import evaluate
 from dataset_builder.executors import map_unordered
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
-from dataset_builder.rollout import episode_seed, rollout
 from dataset_builder.scores import reference_scores
 from dataset_builder.shards import whole_file
 
@@ -95,10 +94,8 @@ class KeepBest(BaseCallback):
     def evaluate(self) -> None:
         candidate = self.checkpoint.with_suffix(".safetensors")
         export(self.model, candidate, {**self.metadata, "timesteps": str(self.num_timesteps)})
-        policy = read_network(candidate)
-        seeds = [episode_seed(self.task, index, 0, purpose="select") for index in range(EVALUATION_EPISODES)]
-        with make_env(self.task) as env:
-            mean = float(np.mean([rollout(env, policy, seed, keep_observations=False).total_reward for seed in seeds]))
+        options = {"episodes": EVALUATION_EPISODES, "purpose": "select", "progress": False}
+        mean = evaluate(read_network(candidate), self.task, **options).mean
         if mean > self.best:
             self.best = mean
             candidate.replace(self.path)
