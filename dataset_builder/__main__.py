@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         default=0.0,
         metavar="SCALE",
-        help="execute every second episode's continuous actions with so much noise (0.3, say) but store the expert's",
+        help="execute about every second episode's actions with so much noise (0.3, say) but store the expert's",
     )
 
     scorer = commands.add_parser(

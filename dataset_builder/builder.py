@@ -287,8 +287,8 @@ def build(
         num_workers: processes of the executor "local".
         executor: "local" or "ray", see `executors.map_unordered`.
         max_episode_steps: truncate episodes after so many timesteps.
-        action_noise: execute every second episode's actions with noise, see `envs.ActionNoise`; the expert's own are
-            stored.
+        action_noise: execute about every second episode's actions with noise, see `envs.ActionNoise`; the expert's
+            own are stored.
         allow_local: whether the images of a text subset may come from addresses of this machine and its network.
         progress: show bars.
 

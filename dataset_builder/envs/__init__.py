@@ -43,8 +43,8 @@ def make_env(
     Args:
         task: a row of the table or its name.
         max_episode_steps: truncate episodes after so many timesteps, if that is sooner than the task's horizon.
-        action_noise: execute every second episode's actions with noise of this standard deviation, in halves of the
-            range of each action, see `ActionNoise`.
+        action_noise: execute the actions of about every second episode with noise of this standard deviation, in
+            halves of the range of each action, see `ActionNoise`.
         kwargs: handed to the domain, such as `render_mode="rgb_array"`.
 
     Raises:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 
 class ActionNoise(gymnasium.Wrapper):
-    """Adds Gaussian noise to the actions of every second episode, drawn from the seed of its reset.
+    """Adds Gaussian noise to the actions of about every second episode; the seed of its reset decides and draws.
 
     Args:
         env: with continuous actions.
