@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 from safetensors import safe_open
+from threadpoolctl import threadpool_info
 
 from dataset_builder import MissingExpertError, get_task, load_expert, make_env, rollout, select_tasks
 from dataset_builder.evaluation import evaluate
 from dataset_builder.experts.explorer import ExplorerPolicy
-from dataset_builder.experts.network import weights_path
+from dataset_builder.experts.network import Network, weights_path
 from dataset_builder.rollout import ExpertGaveUp, episode_seed
 from dataset_builder.scores import reference_scores
 
@@ -171,6 +172,24 @@ def test_trained_networks_say_how_they_were_made(task):
     assert metadata["algorithm"].startswith("PPO")
     assert {"hyperparameters", "timesteps", "seed", "command", "versions"} <= set(metadata)
     assert weights_path(get_task(task)).stat().st_size < 100_000
+
+
+def test_networks_compute_with_one_thread_and_leave_the_others_to_their_owner():
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    inside = []
+
+    def activation(x):
+        inside.extend(threads())
+        return x
+
+    before = threads()
+    layer = np.ones((4, 4), np.float32), np.zeros(4, np.float32)
+    Network(layers=[layer, layer], activation=activation)(np.ones(4, np.float32))
+    assert inside
+    assert set(inside) == {1}
+    assert threads() == before
 
 
 def test_the_planner_leaves_the_emulator_as_it_was():

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from threadpoolctl import ThreadpoolController
 
 from ..rollout import Observation
 from ..tasks import TaskSpec
@@ -28,6 +29,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 OBSERVATION_LIMIT = 10.0  # normalised observations are clipped to this, as in training
 
 Weights = tuple[np.ndarray, np.ndarray]  # weight and bias
+_THREADS = ThreadpoolController()
 
 
 def tanh(x: np.ndarray) -> np.ndarray:
@@ -63,6 +65,8 @@ class Network:
     std: np.ndarray | float = 1.0
     limit: float = np.inf
 
+    # Too small for several threads: beside other work, their waiting for each other takes a hundred times as long.
+    @_THREADS.wrap(limits=1, user_api="blas")
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """A vector, or an image (height, width, channels) -> the outputs of the last layer, float32."""
         if self.convolutions:
