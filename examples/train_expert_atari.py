@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from dataset_builder import TaskSpec, get_task, select_tasks
 from dataset_builder.envs.atari import FRAMES_PER_STEP, STACKED_FRAMES
-from dataset_builder.evaluation import evaluate
+from dataset_builder.evaluation import TaskScore, evaluate
 from dataset_builder.executors import map_unordered
 from dataset_builder.experts.network import read_network, weights_path
 from dataset_builder.rollout import episode_seed
@@ -278,18 +278,25 @@ def train(task_name: str, args: argparse.Namespace) -> str:
             f"{name} {importlib.metadata.version(name)}" for name in ("ale_py", "gymnasium", "torch")
         ),
     }
-    # Some games are better played by the likeliest action, some by chance (Breakout's ball can circle for ever).
-    returns = {}
-    for temperature in (0.0, 1.0):
-        candidate = args.checkpoints / f"{task.name}-{args.seed}-{temperature}.safetensors"
-        export(training.network, candidate, {**metadata, "temperature": str(temperature)})
-        score = evaluate(read_network(candidate), task, episodes=args.games, purpose="select", progress=False)
-        returns[candidate] = score.mean
-    best = max(returns, key=returns.get)
     path = args.output / f"{task.name}.safetensors" if args.output else weights_path(task)
-    with whole_file(path) as file:
-        file.write(best.read_bytes())
-    return f"{task.name}: {returns[best]:.1f} over {args.games} games, written to {path}"
+    score = export_to_play(training.network, task, path, metadata, args.games)
+    return f"{task.name}: {score.mean:.1f} over {args.games} games, written to {path}"
+
+
+def export_to_play(network: ActorCritic, task: TaskSpec, path: Path, metadata: dict[str, str], games: int) -> TaskScore:
+    """Write a network that draws its actions, or takes the likeliest if that is clearly better; returns its score.
+
+    Drawn actions are the better lessons: they show what to do beside the one path that the likeliest follow.
+    """
+    scores = {}
+    for temperature in (0.0, 1.0):
+        export(network, path, {**metadata, "temperature": str(temperature)})
+        scores[temperature] = evaluate(read_network(path), task, episodes=games, purpose="select", progress=False)
+    likeliest, drawn = scores[0.0], scores[1.0]
+    if likeliest.mean - drawn.mean <= 2 * np.hypot(likeliest.standard_error, drawn.standard_error):
+        return drawn
+    export(network, path, {**metadata, "temperature": "0.0"})
+    return likeliest
 
 
 def main() -> None:
@@ -299,7 +306,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-workers", type=int, default=1, help="games trained at once")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--games", type=int, default=5, help="played to choose between likeliest and drawn actions")
+    parser.add_argument("--games", type=int, default=10, help="played to choose between drawn and likeliest actions")
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="networks to go on from")
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/experts"))
     parser.add_argument("--output", type=Path, help="folder of the networks; default: the package's")
