@@ -89,6 +89,9 @@ _ATARI = """
     TimePilot Tutankham UpNDown Venture VideoPinball WizardOfWor YarsRevenge Zaxxon
 """.split()
 
+# Games whose expert is a network of the package; of the others it is the planner, whose actions cannot be imitated.
+_LEARNT = "Boxing Pong".split()
+
 # name, minigrid id, instruction
 _BABYAI = [
     ("action-obj-door", "ActionObjDoor", "go to, pick up or open the object or door of the mission"),
@@ -227,7 +230,7 @@ def _published_tasks() -> Iterable[TaskSpec]:
             env_id=f"ALE/{game}-v5",
             instruction=f"play {_words(game)}",
             columns=("image_observations", "discrete_actions", "rewards"),
-            expert="planner",
+            expert="network" if game in _LEARNT else "planner",
             horizon=27_000,  # 108,000 frames, four a timestep
         )
     for name, env_id, instruction in _BABYAI:

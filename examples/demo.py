@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 TASKS = ["babyai-go-to-red-ball-no-dists", "metaworld-reach", "mujoco-reacher", "atari-pong"]
-# Episodes of each; those of Pong are short, for its planner takes its time: too little data to learn the game.
-EPISODES = {"babyai-go-to-red-ball-no-dists": 400, "metaworld-reach": 100, "mujoco-reacher": 400, "atari-pong": 4}
-PONG_STEPS = 200
+# Episodes of each; those of Pong are cut short: too little data to learn the game.
+EPISODES = {"babyai-go-to-red-ball-no-dists": 400, "metaworld-reach": 100, "mujoco-reacher": 400, "atari-pong": 8}
+PONG_STEPS = 500
 TRAINING = """
     --hidden-size 128 --num-layers 4 --num-heads 4 --window 64 --image-window 8
     --steps 1400 --gradient-accumulation 2 --task-weights metaworld-reach=2 atari-pong=0.1
@@ -68,7 +68,7 @@ Done in {time.monotonic() - begun:.0f} s. Where to look:
   {output}/jat            the model (safetensors), its processor and their code
   {output}/jat/README.md  the model card with the table
   {output}/jat/replay.mp4 the replay
-Pong is there to show the path: a few hundred steps of data do not teach the game.
+Pong is there to show the path: a few thousand steps of data do not teach the game.
 """
     )
     return 0

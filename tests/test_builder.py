@@ -162,7 +162,7 @@ class TestDeterminism:
     @pytest.mark.slow
     def test_the_planner(self, tmp_path):
         """Its budget is counted in emulator steps: the same game on any machine."""
-        options = {"episodes": 2, "max_episode_steps": 30, "progress": False}
+        options = {"episodes": 2, "expert": "planner", "max_episode_steps": 30, "progress": False}
         first = build(PONG, tmp_path / "a", **options)
         assert digest(first) == digest(build(PONG, tmp_path / "b", num_workers=2, **options))
 

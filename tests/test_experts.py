@@ -6,7 +6,7 @@ from threadpoolctl import threadpool_info
 from dataset_builder import MissingExpertError, get_task, load_expert, make_env, rollout, select_tasks
 from dataset_builder.evaluation import evaluate
 from dataset_builder.experts.explorer import ExplorerPolicy
-from dataset_builder.experts.network import Network, weights_path
+from dataset_builder.experts.network import WEIGHTS, Network, weights_path
 from dataset_builder.rollout import ExpertGaveUp, episode_seed
 from dataset_builder.scores import reference_scores
 
@@ -174,6 +174,22 @@ def test_trained_networks_say_how_they_were_made(task):
     assert weights_path(get_task(task)).stat().st_size < 100_000
 
 
+def test_games_whose_expert_is_a_network_are_those_that_have_one():
+    learnt = {task.name for task in select_tasks("atari") if task.expert == "network"}
+    assert learnt == {path.stem for path in WEIGHTS.glob("atari-*")}
+
+
+@pytest.mark.parametrize("task", [task.name for task in select_tasks("atari") if task.expert == "network"])
+def test_networks_of_atari_are_small_and_say_how_they_were_made(task):
+    path = weights_path(get_task(task))
+    assert path.stat().st_size < 300_000
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    assert metadata["task"] == task
+    assert int(metadata["timesteps"]) >= 2_000_000
+    assert {"algorithm", "hyperparameters", "returns", "seed", "command", "versions"} <= set(metadata)
+
+
 def test_networks_compute_with_one_thread_and_leave_the_others_to_their_owner():
     def threads():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
@@ -195,7 +211,7 @@ def test_networks_compute_with_one_thread_and_leave_the_others_to_their_owner():
 def test_the_planner_leaves_the_emulator_as_it_was():
     env = make_env("atari-breakout")
     observation, _ = env.reset(seed=0)
-    planner = load_expert("atari-breakout")
+    planner = load_expert("atari-breakout", "planner")
     planner.reset(env, seed=0)
     before = env.unwrapped.ale.getRAM().copy()
     action = planner.act(observation, None)
@@ -209,7 +225,8 @@ def test_the_planner_leaves_the_emulator_as_it_was():
     [("atari-pong", 600, 1), ("atari-boxing", 600, 20), ("atari-freeway", 600, 3), ("atari-breakout", 300, 5)],
 )
 def test_the_planner_plays(task, steps, at_least):
-    assert scores(task, 1, max_episode_steps=steps).mean >= at_least
+    options = {"episodes": 1, "progress": False, "max_episode_steps": steps}
+    assert evaluate(load_expert(task, "planner"), task, **options).mean >= at_least
 
 
 def test_the_explorer_plays_what_it_found():
