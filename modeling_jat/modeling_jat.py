@@ -4,7 +4,7 @@ Follows "Jack of All Trades, Master of Some, a Multi-Purpose Transformer Agent" 
 arXiv 2402.09844); loads its checkpoints unmodified.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -460,6 +460,7 @@ class JatContext:
     - `embeddings`: (B, 2 T, hidden_size), the timesteps' tokens before their positions were added.
     - `timesteps`: (B,), how many timesteps a row holds; 0 where an episode begins.
     - `actions`: (B, ...), the last action of every row; of a Box within `low` and `high`, its bounds.
+    - `generators`: of the actions that are sampled, one for every row: what it plays does not depend on the others.
 
     A row whose window is full forgets, but never the prompt: the newest timesteps, a share `remembered` of the window,
     are encoded anew at the first positions. So positions stay in the range that the agent was trained on. With the
@@ -475,6 +476,7 @@ class JatContext:
         action_space: Any,
         num_envs: int | None = None,
         prompt: dict[str, Tensor] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> None:
         config = model.config
         rows = 1 if num_envs is None else num_envs
@@ -515,6 +517,7 @@ class JatContext:
         self.values = torch.zeros_like(self.keys)
         self.embeddings = torch.zeros((rows, 2 * self.window, config.hidden_size), **options)
         self.timesteps = torch.zeros(rows, dtype=torch.long, device=model.device)
+        self.generators = self._generators(range(rows), seeds)
         if self.prompt_length:
             slots = torch.arange(self.prompt_length, device=model.device)
             self._encode(torch.zeros(1, dtype=torch.long, device=model.device), prompt_tokens, slots[None])
@@ -553,13 +556,33 @@ class JatContext:
         if not inside.all():
             raise ValueError(f"expected a demonstration with {kind} inside {space}, got {actions[~inside].tolist()}")
 
-    def reset(self, rows: Any = None) -> None:
-        """Begin a new episode in the rows of a list of indices or a boolean mask, or in all."""
-        if rows is None:
-            self.timesteps.zero_()
-        else:
-            index = np.asarray(rows)
-            self.timesteps[torch.as_tensor(index if index.dtype == bool else index.astype(np.int64))] = 0
+    def reset(self, rows: Any = None, seeds: Sequence[int] | None = None) -> None:
+        """Begin a new episode in some rows.
+
+        Args:
+            rows: list of indices or boolean mask; by default all.
+            seeds: of the actions that are sampled, one for each of the rows; by default the rows go on drawing.
+        """
+        index = np.arange(len(self.timesteps)) if rows is None else np.asarray(rows)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        self.timesteps[torch.as_tensor(index)] = 0
+        if seeds is not None:
+            for row, generator in zip(index, self._generators(index, seeds), strict=True):
+                self.generators[row] = generator
+
+    @staticmethod
+    def _generators(rows: Sequence[int], seeds: Sequence[int] | None) -> list[np.random.Generator]:
+        if seeds is None:  # then torch's own seed decides
+            seeds = torch.randint(2**63 - 1, (len(rows),)).tolist()
+        if len(seeds) != len(rows):
+            raise ValueError(f"expected a seed for each of {len(rows)} environments, got {len(seeds)}")
+        return [np.random.default_rng(seed) for seed in seeds]
+
+    def sample(self, logits: Tensor) -> Tensor:
+        """Draw from the softmax of every row's logits (B, ..., n)."""
+        # The argmax of logits with Gumbel noise is such a draw.
+        noise = np.stack([generator.gumbel(size=logits.shape[1:]) for generator in self.generators])
+        return (logits.float() + torch.from_numpy(noise).to(logits.device, torch.float32)).argmax(-1)
 
     def append(self, pairs: Tensor, window: int) -> Tensor:
         """Encode the next (action, observation) pair of every row.
@@ -1133,7 +1156,11 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def reset(
-        self, action_space: Any, num_envs: int | None = None, prompt: dict[str, Tensor] | None = None
+        self,
+        action_space: Any,
+        num_envs: int | None = None,
+        prompt: dict[str, Tensor] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> JatContext:
         """Begin to act in one environment, or in `num_envs` at once.
 
@@ -1143,6 +1170,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             prompt: what tells the agent its task, from the processor: an instruction
                 (`processor(text="open the faucet", return_tensors="pt")`), a demonstration (observations, actions and
                 rewards of an episode), or the keys of both. It is never forgotten.
+            seeds: of the actions that are sampled, one for each environment; by default torch's own seed decides.
 
         Returns:
             The context that `get_next_action` uses unless it is handed another one.
@@ -1151,7 +1179,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             ValueError: if the action space is of another kind, the prompt is longer than the model's positions, or a
                 demonstration's actions are outside the action space.
         """
-        self.context = JatContext(self, action_space, num_envs, prompt)
+        self.context = JatContext(self, action_space, num_envs, prompt, seeds)
         return self.context
 
     @torch.no_grad()
@@ -1198,8 +1226,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         def choose(logits: Tensor) -> Tensor:
             if deterministic:
                 return logits.argmax(-1)
-            probabilities = (logits.float() / temperature).softmax(-1)
-            return torch.multinomial(probabilities.flatten(0, -2), num_samples=1).view(logits.shape[:-1])
+            return context.sample(logits / temperature)
 
         if context.action_kind == "continuous_actions":
             size = context.action_space.shape[0]

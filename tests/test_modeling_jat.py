@@ -488,6 +488,34 @@ class TestActing:
         with pytest.raises(ValueError, match="temperature must be above 0"):
             model.get_next_action(inputs, temperature=0)
 
+    def test_sampled_actions_of_a_row_come_from_its_seed(self, make_model):
+        """Whatever else is in the batch."""
+        model, space = make_model(), spaces.Discrete(18)
+        inputs = {"discrete_observations": torch.zeros(8, 1, 212, dtype=torch.long), "rewards": torch.zeros(8, 1)}
+
+        def play(seeds):
+            context = model.reset(space, num_envs=len(seeds), seeds=seeds)
+            batch = {key: values[: len(seeds)] for key, values in inputs.items()}
+            return np.stack([model.get_next_action(batch, context) for _ in range(10)], axis=1)
+
+        together = play(range(8))
+        assert len({tuple(row) for row in together.tolist()}) == 8
+        for row in (0, 5):
+            assert play([row]).tolist() == [together[row].tolist()]
+        context = model.reset(space, num_envs=8, seeds=range(8))
+        context.reset([3], seeds=[5])
+        again = np.stack([model.get_next_action(inputs, context) for _ in range(10)], axis=1)
+        assert again[3].tolist() == together[5].tolist()
+        assert again[4].tolist() == together[4].tolist()
+        with pytest.raises(ValueError, match="expected a seed for each of 8 environments, got 2"):
+            model.reset(space, num_envs=8, seeds=[0, 1])
+
+    def test_actions_are_sampled_from_the_softmax(self, make_model):
+        context = make_model().reset(spaces.Discrete(4), seeds=[0])
+        logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+        counts = np.bincount(context.sample(logits.expand(1, 10_000, 4)).flatten(), minlength=4)
+        np.testing.assert_allclose(counts / 10_000, logits.softmax(-1), atol=0.02)
+
     @pytest.mark.parametrize("implementation", ["eager", "flash_attention_2", "flex_attention"])
     def test_acting_is_the_same_with_every_attention(self, make_model, implementation):
         model = make_model()
