@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from itertools import count
+from pathlib import Path
 
 import pytest
 from conftest import TASKS
@@ -16,7 +17,7 @@ from pyftpdlib.servers import ThreadedFTPServer
 from test_builder import digest, finished_episodes
 
 from dataset_builder.builder import build
-from dataset_builder.executors import WorkerDiedError, map_unordered
+from dataset_builder.executors import WorkerDiedError, flat_map_unordered, map_unordered
 
 REACH, BALL, PENDULUM, PONG = TASKS
 
@@ -36,6 +37,24 @@ def fail(number):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_results(num_workers):
     assert sorted(map_unordered(square, range(20), num_workers=num_workers)) == [n**2 for n in range(20)]
+
+
+def count_slowly(number):
+    for n in range(number):
+        time.sleep(0.05)
+        yield number, n
+
+
+@pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 2), ("ray", 0)])
+def test_results_come_before_their_item_is_finished(executor, num_workers, monkeypatch):
+    if executor == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    results = flat_map_unordered(count_slowly, [0, 20, 3], executor, num_workers)
+    begun = next(results)
+    first = time.monotonic()
+    assert sorted([begun, *results]) == sorted((number, n) for number in (20, 3) for n in range(number))
+    assert time.monotonic() - first > 0.5
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
