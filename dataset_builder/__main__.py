@@ -12,7 +12,7 @@ from .episodes import task_features
 from .evaluation import format_table
 from .executors import EXECUTORS, WorkerDiedError
 from .experts import EXPERTS, MissingExpertError, load_expert
-from .measuring import DEFAULT_EPISODES, measure, plan_measurements, score_table, summary_lines
+from .measuring import DEFAULT_EPISODES, measure, plan_trials, score_table, summary_lines
 from .publish import push
 from .scores import SCORES
 from .shards import is_local
@@ -134,9 +134,9 @@ def reading(folder: Path, task: TaskSpec) -> str:
 
 def score_experts(args: argparse.Namespace) -> None:
     tasks = [task for task in select_tasks(args.tasks) if task.domain != "text"]
-    measurements = plan_measurements(tasks, args.policies, args.episodes, args.seed)
+    trials = plan_trials(tasks, args.policies, args.episodes, args.seed)
     options = {"num_workers": args.num_workers, "executor": args.executor, "again": args.again}
-    scores = measure(measurements, args.output, **options)
+    scores = measure(trials, args.output, **options)
     if rows := score_table(scores):
         print(format_table(rows))
     for line in summary_lines(tasks, scores):

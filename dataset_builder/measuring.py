@@ -1,25 +1,13 @@
-"""Measures what the random policy and the experts reach, for `scores.json`.
+"""Measures what the random policy and the experts reach, for `scores.json`."""
 
-Every finished episode is kept in a file beside the scores, so that a measurement goes on where it was interrupted; when
-all episodes of a task are there, they become its score.
-"""
-
-import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from tqdm import tqdm
-
-from .envs import TaskEnv, make_env
-from .executors import map_unordered
+from .evaluation import ExpertPlayer, TaskScore, Trial, forget, run_trials
 from .experts import load_expert
-from .rollout import ExpertGaveUp, Policy, episode_seed, rollout
 from .scores import MeasuredScore, format_scores, read_scores, reference_scores
-from .shards import package_version, playing_packages, whole_file
+from .shards import whole_file
 from .tasks import DOMAINS, TaskSpec, get_task
 
 # These take minutes for a game.
@@ -27,71 +15,22 @@ EPISODES = {"planner": 3, "explorer": 3}
 DEFAULT_EPISODES = 100
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A policy that is to be measured on one task."""
+def plan_trials(tasks: Sequence[TaskSpec], kinds: Sequence[str], episodes: int | None, seed: int) -> list[Trial]:
+    """What to measure; "expert" is each task's own.
 
-    task: TaskSpec
-    policy: str
-    episodes: int
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.task.name, self.policy
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return {name: package_version(name) for name in playing_packages(self.task)}
-
-
-@dataclass(frozen=True)
-class PlayedEpisode:
-    """What is kept of an episode; nothing but its index if the expert gave up its start."""
-
-    task: str
-    policy: str
-    seed: int
-    versions: dict[str, str]
-    index: int
-    reward: float | None = None
-    score: float | None = None
-    success: bool | None = None
-    cut: bool = False
-    timesteps: int = 0
-    seconds: float = 0.0
-
-
-@lru_cache(maxsize=1)
-def _players(task: TaskSpec, policy: str) -> tuple[TaskEnv, Policy]:
-    return make_env(task), load_expert(task, policy)
-
-
-def play_one(work: tuple[Measurement, int]) -> PlayedEpisode:
-    """Play the episode with an index."""
-    measurement, index = work
-    task = measurement.task
-    about = (*measurement.key, measurement.seed, measurement.versions, index)
-    env, policy = _players(task, measurement.policy)
-    begun = time.perf_counter()
-    try:
-        seed = episode_seed(task.name, index, measurement.seed, purpose="evaluate")
-        episode = rollout(env, policy, seed, keep_observations=False)
-    except ExpertGaveUp:
-        return PlayedEpisode(*about)
-    return PlayedEpisode(
-        *about,
-        reward=episode.total_reward,
-        score=episode.score,
-        success=episode.success,
-        cut=not episode.terminated,
-        timesteps=len(episode),
-        seconds=time.perf_counter() - begun,
-    )
+    Raises:
+        MissingExpertError: if a task has no such expert.
+    """
+    trials = []
+    for task in tasks:
+        for kind in dict.fromkeys(task.expert_name if kind == "expert" else kind for kind in kinds):
+            load_expert(task, kind)  # fails here, before any work, if there is none
+            trials.append(Trial(task, ExpertPlayer(kind), episodes or EPISODES.get(kind, DEFAULT_EPISODES), seed))
+    return trials
 
 
 def measure(
-    measurements: Sequence[Measurement],
+    trials: Sequence[Trial],
     path: Path,
     *,
     num_workers: int = 1,
@@ -99,110 +38,63 @@ def measure(
     again: bool = False,
     progress: bool = True,
 ) -> list[MeasuredScore]:
-    """Measure policies and keep their scores in a file; those that it holds are not measured again.
+    """Measure experts and keep their scores in a file; those that it holds are not measured again.
 
     Args:
-        measurements: what to measure.
-        path: of the file of scores; unfinished measurements are kept beside it.
+        trials: of experts, see `plan_trials`.
+        path: of the file of scores; the episodes of unfinished measurements are kept beside it.
         num_workers: processes of the executor "local".
-        executor: "local" or "ray", see `executors.map_unordered`.
+        executor: "local" or "ray", see `executors.flat_map_unordered`.
         again: measure again what the file holds.
         progress: show a bar.
 
     Returns:
-        A score for each of the measurements.
+        A score for each of the trials.
     """
     kept = read_scores(path) if path.exists() else {}
-    wanted = {measurement.key: measurement for measurement in measurements}
-    missing = [measurement for measurement in measurements if again or not _is_kept(measurement, kept)]
+    missing = [trial for trial in trials if again or not _is_kept(trial, kept)]
     unfinished = path.with_name(f"{path.stem}.unfinished.jsonl")
-    played: dict[tuple[str, str], dict[int, PlayedEpisode]] = {measurement.key: {} for measurement in missing}
-    for episode in _read_unfinished(unfinished):
-        measurement = wanted.get((episode.task, episode.policy))
-        if measurement in missing and (episode.seed, episode.versions) == (measurement.seed, measurement.versions):
-            played[measurement.key][episode.index] = episode
-    work = [(m, i) for m in missing for i in range(m.episodes) if i not in played[m.key]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def finish(measurement: Measurement) -> None:
-        episodes = played[measurement.key]
-        if all(index in episodes for index in range(measurement.episodes)):
-            kept[measurement.key] = summarize(measurement, [episodes[i] for i in range(measurement.episodes)])
-            with whole_file(path) as file:
-                file.write(format_scores(kept.values()).encode())
-
-    for measurement in missing:
-        finish(measurement)
-    with unfinished.open("a", encoding="utf-8") as file:
-        results = map_unordered(play_one, work, executor, num_workers)
-        for episode in tqdm(results, "measuring", len(work), unit="episode", disable=not progress):
-            key = (episode.task, episode.policy)
-            played[key][episode.index] = episode
-            file.write(json.dumps(asdict(episode)) + "\n")
-            file.flush()
-            finish(wanted[key])
-    others = [episode for episode in _read_unfinished(unfinished) if (episode.task, episode.policy) not in wanted]
-    with whole_file(unfinished) as file:
-        file.writelines(f"{json.dumps(asdict(episode))}\n".encode() for episode in others)
-    return [kept[measurement.key] for measurement in measurements]
+    options = {"num_workers": num_workers, "executor": executor, "progress": progress}
+    for trial, score in run_trials(missing, unfinished, **options):
+        kept[_key(trial)] = summarize(trial, score)
+        with whole_file(path) as file:
+            file.write(format_scores(kept.values()).encode())
+    forget(unfinished, missing)
+    return [kept[_key(trial)] for trial in trials]
 
 
-def _is_kept(measurement: Measurement, kept: dict[tuple[str, str], MeasuredScore]) -> bool:
-    score = kept.get(measurement.key)
+def _key(trial: Trial) -> tuple[str, str]:
+    return trial.task.name, trial.player.kind
+
+
+def _is_kept(trial: Trial, kept: dict[tuple[str, str], MeasuredScore]) -> bool:
+    score = kept.get(_key(trial))
     return score is not None and (score.episodes + score.dropped_starts, score.seed, score.versions) == (
-        measurement.episodes,
-        measurement.seed,
-        measurement.versions,
+        trial.episodes,
+        trial.seed,
+        trial.versions,
     )
 
 
-def _read_unfinished(path: Path) -> Iterator[PlayedEpisode]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield PlayedEpisode(**json.loads(line))
-            except ValueError:
-                continue  # the process ended while it wrote this line
-
-
-def summarize(measurement: Measurement, played: Sequence[PlayedEpisode]) -> MeasuredScore:
-    episodes = [episode for episode in played if episode.reward is not None]
-    returns = [episode.reward for episode in episodes]
-    scores = [episode.score for episode in episodes]
-    successes = [episode.success for episode in episodes if episode.success is not None]
-    timesteps = sum(episode.timesteps for episode in episodes)
+def summarize(trial: Trial, score: TaskScore) -> MeasuredScore:
+    returns = [episode.total_reward for episode in score.episodes]
+    timesteps = sum(episode.timesteps for episode in score.episodes)
     return MeasuredScore(
-        task=measurement.task.name,
-        policy=measurement.policy,
-        episodes=len(episodes),
-        dropped_starts=len(played) - len(episodes),
-        cut=sum(episode.cut for episode in episodes),
-        seed=measurement.seed,
+        task=score.task,
+        policy=trial.player.kind,
+        episodes=len(score.episodes),
+        dropped_starts=score.dropped_starts,
+        cut=sum(episode.cut for episode in score.episodes),
+        seed=score.seed,
         return_mean=round(fmean(returns), 4),
         return_std=round(stdev(returns), 4) if len(returns) > 1 else 0.0,
-        score_mean=round(fmean(scores), 4),
-        score_std=round(stdev(scores), 4) if len(scores) > 1 else 0.0,
-        success=fmean(successes) if successes else None,
-        timesteps=round(timesteps / len(episodes), 1),
-        steps_per_second=round(timesteps / sum(episode.seconds for episode in episodes)),
-        versions=measurement.versions,
+        score_mean=round(fmean(score.scores), 4),
+        score_std=round(stdev(score.scores), 4) if len(score.scores) > 1 else 0.0,
+        success=score.success_rate,
+        timesteps=round(timesteps / len(score.episodes), 1),
+        steps_per_second=round(timesteps / sum(episode.seconds for episode in score.episodes)),
+        versions=trial.versions,
     )
-
-
-def plan_measurements(
-    tasks: Sequence[TaskSpec], policies: Sequence[str], episodes: int | None, seed: int
-) -> list[Measurement]:
-    """What to measure; "expert" is each task's own.
-
-    Raises:
-        MissingExpertError: if a task has no such expert.
-    """
-    measurements = []
-    for task in tasks:
-        for policy in dict.fromkeys(task.expert_name if policy == "expert" else policy for policy in policies):
-            load_expert(task, policy)  # fails here, before any work, if there is none
-            measurements.append(Measurement(task, policy, episodes or EPISODES.get(policy, DEFAULT_EPISODES), seed))
-    return measurements
 
 
 def score_table(scores: Sequence[MeasuredScore]) -> list[dict[str, str]]:

@@ -1,28 +1,116 @@
-"""Evaluate a JAT, or an expert, in the environments of its tasks.
+"""Evaluate a JAT, or experts, in the environments of tasks.
 
     python examples/evaluate.py --model jat --tasks metaworld-reach mujoco-pendulum --episodes 20 --num-envs 10
-    python examples/evaluate.py --policy expert --tasks babyai --episodes 100
+    python examples/evaluate.py --policy expert --tasks babyai --episodes 100 --num-workers 2 --output experts
 
-Prints a table of the returns beside the published random and expert scores. With a local model, its folder then holds
-`evaluation.json`, with every episode's return, and a card with the table.
+Prints a table of the returns beside the published random and expert scores. The folder --output, by default that of a
+local model, then holds `evaluation.json`, with the scores, and `evaluation.jsonl`, with every episode as soon as it is
+finished: interrupted, or given more tasks or episodes, the command goes on from there. A local model gets a card too.
+The starts are in no data set. However many environments, processes or machines play them, the episodes are the same but
+for rounding.
 """
 
 import argparse
+import hashlib
+import os
 import shlex
 import sys
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoProcessor
 
 import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
-from dataset_builder import load_expert, register_from, select_tasks
+from dataset_builder import MissingExpertError, TaskSpec, register_from, select_tasks
 from dataset_builder.cards import write_model_card
-from dataset_builder.evaluation import AgentPolicy, evaluate, format_table, score_rows, write_scores
+from dataset_builder.evaluation import (
+    AgentPolicy,
+    ExpertPlayer,
+    Trial,
+    format_table,
+    read_log,
+    run_trials,
+    score_rows,
+    write_scores,
+)
+from dataset_builder.executors import EXECUTORS, check_executor
 
 
-def main() -> None:
+@lru_cache(maxsize=1)
+def load_agent(name: str) -> tuple[Any, Any]:
+    """A model and its processor."""
+    return AutoModel.from_pretrained(name, dtype=torch.float32), AutoProcessor.from_pretrained(name)
+
+
+@dataclass(frozen=True)
+class AgentPlayer:
+    """A JAT, in whatever process plays it.
+
+    Args:
+        model: folder or Hub repository.
+        weights: their digest.
+        num_envs: environments that it plays at once.
+        num_threads: of its process.
+        deterministic, context_window, prompted, remembered: see [`AgentPolicy`].
+        register: modules or files that register tasks.
+    """
+
+    model: str
+    weights: str
+    num_envs: int
+    num_threads: int
+    deterministic: bool
+    context_window: int | None
+    prompted: bool
+    remembered: float
+    register: tuple[str, ...]
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "policy": "jat",
+            "weights": self.weights,
+            "deterministic": self.deterministic,
+            "context_window": self.context_window,
+            "prompted": self.prompted,
+            "remembered": self.remembered,
+        }
+
+    def load(self, task: TaskSpec) -> AgentPolicy:
+        for module in self.register:
+            register_from(module)
+        torch.set_num_threads(self.num_threads)
+        options = (self.deterministic, self.context_window, self.prompted, self.remembered)
+        return AgentPolicy(*load_agent(self.model), *options)
+
+
+def digest(model: torch.nn.Module) -> str:
+    """Of a model's weights, in whatever files they lie."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def check_log(log: Path, weights: str | None) -> None:
+    """Refuse a folder that holds the episodes of another model.
+
+    Raises:
+        ValueError: naming it.
+    """
+    others = {described.get("weights") for described, _ in read_log(log)} - {weights}
+    if others:
+        found = ", ".join(sorted(f"weights {other}" if other else "experts" for other in others))
+        raise ValueError(
+            f"{log} holds episodes of {found}, this is {f'weights {weights}' if weights else 'an expert'}: remove that "
+            "file to evaluate anew, or choose another --output"
+        )
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     player = parser.add_mutually_exclusive_group(required=True)
     player.add_argument("--model", help="folder or Hub repository of a JAT")
@@ -30,6 +118,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", required=True, help="names, domains, globs or 'all'")
     parser.add_argument("--episodes", type=int, default=20, help="of each task")
     parser.add_argument("--num-envs", type=int, default=10, help="environments that the model plays at once")
+    parser.add_argument("--num-workers", type=int, default=1, help="processes of the local executor")
+    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="ray: the cluster of RAY_ADDRESS")
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest of discrete actions")
     parser.add_argument("--prompt", action="store_true", help="tell the model each task's instruction")
     parser.add_argument("--context-window", type=int, help="timesteps that the model looks back at most")
@@ -41,46 +131,56 @@ def main() -> None:
     )
     parser.add_argument("--max-episode-steps", type=int, help="truncate episodes after so many timesteps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="where to write evaluation.json; default: a local model's folder")
+    parser.add_argument("--output", type=Path, help="default: a local model's folder, or 'evaluation'")
     parser.add_argument(
         "--register", action="append", default=[], metavar="MODULE", help="a module or file that registers tasks"
     )
     args = parser.parse_args()
     for module in args.register:
         register_from(module)
+    local_model = Path(args.model) if args.model and Path(args.model).is_dir() else None
+    output = args.output or local_model or Path("evaluation")
+    log = output / "evaluation.jsonl"
 
-    tasks = select_tasks(args.tasks)
-    if args.model:
-        model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(args.model)
-        options = (args.deterministic, args.context_window, args.prompt, args.remembered)
-        policies = [AgentPolicy(model, processor, *options)] * len(tasks)
-    else:
-        policies = [load_expert(task, None if args.policy == "expert" else "random") for task in tasks]
-
-    scores = []
-    for task, policy in zip(tasks, policies, strict=True):
-        torch.manual_seed(args.seed)  # of sampled actions
-        scores.append(
-            evaluate(
-                policy,
-                task,
-                episodes=args.episodes,
-                num_envs=args.num_envs,
-                seed=args.seed,
-                max_episode_steps=args.max_episode_steps,
+    try:
+        tasks = [task for task in select_tasks(args.tasks) if task.domain != "text"]
+        check_executor(args.executor)
+        players: list[AgentPlayer | ExpertPlayer]
+        if args.model:
+            model, _ = load_agent(args.model)
+            agent = AgentPlayer(
+                model=args.model,
+                weights=digest(model),
+                num_envs=min(args.num_envs, args.episodes),
+                num_threads=max(1, (os.cpu_count() or 1) // args.num_workers),
+                deterministic=args.deterministic,
+                context_window=args.context_window,
+                prompted=args.prompt,
+                remembered=args.remembered,
+                register=tuple(args.register),
             )
-        )
+            check_log(log, agent.weights)
+            players = [agent] * len(tasks)
+        else:
+            check_log(log, None)
+            players = [ExpertPlayer(task.expert_name if args.policy == "expert" else "random") for task in tasks]
+            for task, expert in zip(tasks, players, strict=True):
+                expert.load(task)  # fails here, before any work, if there is none
+    except (ValueError, MissingExpertError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    trials = [
+        Trial(task, player, args.episodes, args.seed, args.max_episode_steps)
+        for task, player in zip(tasks, players, strict=True)
+    ]
+    found = dict(run_trials(trials, log, num_workers=args.num_workers, executor=args.executor))
+    scores = [found[trial] for trial in trials]
     table = format_table(score_rows(scores))
     print(table)
-
     command = "python " + shlex.join(sys.argv)
-    local_model = Path(args.model) if args.model and Path(args.model).is_dir() else None
-    output = args.output or local_model
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-        write_scores(scores, output / "evaluation.json", policy=args.model or args.policy, command=command)
-        print(f"written: {output / 'evaluation.json'}")
+    write_scores(scores, output / "evaluation.json", policy=args.model or args.policy, command=command)
+    print(f"written: {output / 'evaluation.json'}")
     if local_model:
         card = write_model_card(
             local_model,
@@ -93,7 +193,8 @@ def main() -> None:
             replay=(local_model / "replay.mp4").exists(),
         )
         print(f"written: {card}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,8 +8,20 @@ import pytest
 
 from dataset_builder import load_expert, select_tasks
 from dataset_builder.__main__ import main
-from dataset_builder.evaluation import AgentPolicy, TaskScore, evaluate, format_table, score_rows, write_scores
+from dataset_builder.evaluation import (
+    AgentPolicy,
+    PlayedEpisode,
+    TaskScore,
+    evaluate,
+    format_table,
+    score_rows,
+    write_scores,
+)
 from dataset_builder.scores import normalize, read_scores, reference_scores
+
+
+def lengths(score):
+    return [episode.timesteps for episode in score.episodes]
 
 
 def evaluate_agent(make_model, processor, task, num_envs, **kwargs):
@@ -23,8 +35,8 @@ def test_several_environments_at_once_give_the_same_episodes(make_model, process
     options = {"episodes": 5, "max_episode_steps": 40 if task != "atari-pong" else 6}
     one = evaluate_agent(make_model, processor, task, 1, **options)
     three = evaluate_agent(make_model, processor, task, 3, **options)
-    assert one.timesteps == three.timesteps
-    np.testing.assert_allclose(one.returns, three.returns, rtol=1e-4)
+    assert lengths(one) == lengths(three)
+    np.testing.assert_allclose(one.scores, three.scores, rtol=1e-4)
 
 
 def test_a_random_score_is_the_published_one():
@@ -35,14 +47,14 @@ def test_a_random_score_is_the_published_one():
 
 def test_metaworld_is_scored_over_100_timesteps_and_succeeds_within_500():
     score = evaluate(load_expert("metaworld-reach"), "metaworld-reach", episodes=2, progress=False)
-    assert score.timesteps == (500, 500)
-    assert all(a < b for a, b in zip(score.scores, score.returns, strict=True))
+    assert lengths(score) == [500, 500]
+    assert all(episode.score < episode.total_reward for episode in score.episodes)
     assert score.success_rate == 1.0
 
 
 def test_starts_that_the_expert_gives_up_are_not_scored():
     score = evaluate(load_expert("babyai-unlock"), "babyai-unlock", episodes=5, progress=False)
-    assert len(score.scores) == 4  # the door of the last start keeps its own key
+    assert (len(score.episodes), score.dropped_starts) == (4, 1)  # the door of the last start keeps its own key
 
 
 def test_reference_scores():
@@ -59,9 +71,11 @@ def test_an_expert_that_is_no_better_than_random_normalizes_nothing():
 
 
 def test_table_and_json(tmp_path):
+    hops = [PlayedEpisode(index=i, seed=i, total_reward=1858.73, score=1858.73, timesteps=1000) for i in range(2)]
+    reach = PlayedEpisode(index=0, seed=0, total_reward=3000.0, score=681.37, success=True, cut=True, timesteps=500)
     scores = [
-        TaskScore("mujoco-hopper", (1858.73, 1858.73), (1858.73, 1858.73), (), (1000, 1000), seed=0),
-        TaskScore("metaworld-reach", (681.37,), (3000.0,), (True,), (500,), seed=0),
+        TaskScore(task="mujoco-hopper", seed=0, episodes=tuple(hops)),
+        TaskScore(task="metaworld-reach", seed=0, episodes=(reach,)),
     ]
     lines = format_table(score_rows(scores)).splitlines()
     assert len({len(line) for line in lines}) == 1

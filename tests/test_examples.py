@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from conftest import TASKS
 from huggingface_hub import ModelCard
@@ -73,10 +74,49 @@ def test_evaluate(model_folder):
     assert "| task " in output
     assert "babyai-go-to-red-ball-no-dists" in output
     record = json.loads((model_folder / "evaluation.json").read_text())
-    assert [len(task["scores"]) for task in record["tasks"]] == [3, 3]
+    assert [len(task["episodes"]) for task in record["tasks"]] == [3, 3]
     card = ModelCard.load(model_folder / "README.md")
     assert card.data.library_name == "transformers"
     assert "| mujoco-pendulum" in card.text
+
+
+def test_an_evaluation_goes_on(model_folder, tmp_path):
+    """Killed, with more episodes, with more processes: what is finished is kept, and nothing else changes."""
+    task = "mujoco-reacher"
+    command = [sys.executable, "examples/evaluate.py", "--model", str(model_folder), "--num-envs", "4", "--tasks", task]
+    log = tmp_path / "killed" / "evaluation.jsonl"
+    process = subprocess.Popen(
+        [*command, "--episodes", "400", "--output", str(log.parent)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while not log.exists() or len(log.read_text().splitlines()) < 10:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    kept = log.read_text().splitlines()[:10]
+    output = ["--output", str(log.parent), "--num-workers", "2"]
+    result = subprocess.run(
+        [*command, "--episodes", "24", *output], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(re.findall(r"/(\d+)", result.stderr)[-1]) < 24
+    assert log.read_text().splitlines()[:10] == kept
+    run(*command[1:], "--episodes", "24", "--output", tmp_path / "undisturbed")
+
+    def returns(folder):
+        [record] = json.loads((folder / "evaluation.json").read_text())["tasks"]
+        return [(episode["seed"], episode["total_reward"]) for episode in record["episodes"]]
+
+    np.testing.assert_allclose(returns(tmp_path / "killed"), returns(tmp_path / "undisturbed"), rtol=1e-5)
+
+
+def test_the_evaluation_of_another_model_is_not_mixed_with(model_folder, tmp_path):
+    command = [sys.executable, "examples/evaluate.py", "--tasks", "mujoco-pendulum", "--episodes", "1"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    first = subprocess.run([*command, "--policy", "random", "--output", str(tmp_path)], **options)
+    assert first.returncode == 0, first.stderr
+    other = subprocess.run([*command, "--model", str(model_folder), "--output", str(tmp_path)], **options)
+    assert other.returncode == 2
+    assert "evaluation.jsonl holds episodes of experts, this is weights" in other.stderr
+    assert "choose another --output" in other.stderr
 
 
 def test_prompts_in_training_and_in_acting(train_command, tmp_path):

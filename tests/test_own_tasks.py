@@ -110,7 +110,7 @@ def test_spaces(tmp_path, small_agent, name, actions):
     dataset = load_dataset(str(folder), task.name, split="train")
     assert len(dataset[0]["rewards"]) == 5
     score = evaluate(small_agent, task, episodes=2, num_envs=2, progress=False)
-    assert score.returns == (5.0, 5.0)
+    assert score.scores == [5.0, 5.0]
 
 
 @pytest.mark.parametrize(
