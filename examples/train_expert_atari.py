@@ -38,6 +38,7 @@ from dataset_builder.rollout import episode_seed
 from dataset_builder.shards import whole_file
 
 SAVE_EVERY = 51_200  # timesteps: about a minute
+TEMPERATURES = (1.0, 0.5, 0.25, 0.0)  # of the distribution that a finished network draws its actions from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,19 +285,25 @@ def train(task_name: str, args: argparse.Namespace) -> str:
 
 
 def export_to_play(network: ActorCritic, task: TaskSpec, path: Path, metadata: dict[str, str], games: int) -> TaskScore:
-    """Write a network that draws its actions, or takes the likeliest if that is clearly better; returns its score.
+    """Write a network that draws its actions from as wide a distribution as does not clearly cost it score.
 
-    Drawn actions are the better lessons: they show what to do beside the one path that the likeliest follow.
+    Such actions are the better lessons: they show what to do beside the one path that the likeliest ones follow.
+
+    Returns:
+        Its score.
     """
     scores = {}
-    for temperature in (0.0, 1.0):
+    for temperature in TEMPERATURES:
         export(network, path, {**metadata, "temperature": str(temperature)})
         scores[temperature] = evaluate(read_network(path), task, episodes=games, purpose="select", progress=False)
-    likeliest, drawn = scores[0.0], scores[1.0]
-    if likeliest.mean - drawn.mean <= 2 * np.hypot(likeliest.standard_error, drawn.standard_error):
-        return drawn
-    export(network, path, {**metadata, "temperature": "0.0"})
-    return likeliest
+    best = max(scores.values(), key=lambda score: score.mean)
+    temperature, score = next(
+        (temperature, score)
+        for temperature, score in scores.items()
+        if score is best or best.mean - score.mean <= 2 * np.hypot(best.standard_error, score.standard_error)
+    )
+    export(network, path, {**metadata, "temperature": str(temperature)})
+    return score
 
 
 def main() -> None:
@@ -306,7 +313,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-workers", type=int, default=1, help="games trained at once")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--games", type=int, default=10, help="played to choose between drawn and likeliest actions")
+    parser.add_argument("--games", type=int, default=10, help="played to choose the temperature of its actions")
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="networks to go on from")
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/experts"))
     parser.add_argument("--output", type=Path, help="folder of the networks; default: the package's")
