@@ -10,7 +10,10 @@ from dataset_builder.experts.network import WEIGHTS, Network, weights_path
 from dataset_builder.rollout import ExpertGaveUp, episode_seed
 from dataset_builder.scores import reference_scores
 
-TRAINED = [f"mujoco-{name}" for name in ("ant", "doublependulum", "hopper", "pendulum", "reacher", "swimmer", "walker")]
+TRAINED = [
+    f"mujoco-{name}"
+    for name in ("ant", "doublependulum", "halfcheetah", "hopper", "pendulum", "reacher", "swimmer", "walker")
+]
 
 
 def scores(task, episodes, **kwargs):
