@@ -21,7 +21,7 @@ from .episodes import Episode
 from .executors import flat_map_unordered
 from .experts import load_expert
 from .rollout import Action, ExpertGaveUp, Observation, Policy, episode_seed, play, rollout
-from .scores import normalize, reference_scores
+from .scores import expert_yardstick, human_yardstick, reference_scores, summarize_tasks
 from .shards import package_version, playing_packages, whole_file
 from .tasks import TaskSpec, get_task
 
@@ -189,11 +189,6 @@ class TaskScore:
     def success_rate(self) -> float | None:
         successes = [episode.success for episode in self.episodes if episode.success is not None]
         return float(np.mean(successes)) if successes else None
-
-    @property
-    def normalized(self) -> tuple[float, str] | None:
-        """The mean between a random score (0) and an expert's (1), and whose that is; see `scores.normalize`."""
-        return normalize(self.task, self.mean)
 
 
 def evaluate(
@@ -421,33 +416,50 @@ def _prepare(
 
 def score_rows(scores: Sequence[TaskScore]) -> list[dict[str, str]]:
     """The table of an evaluation, ready to print: one dict of texts for each task."""
-
-    def text(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
-    def normalized_text(score: TaskScore) -> str:
-        if score.normalized is None:
-            return "-"
-        value, expert = score.normalized
-        return f"{value:.2f}" + ("" if expert == "published" else f" ({expert})")
-
     rows = []
     for score in scores:
-        reference = reference_scores(score.task)
+        reference, yardstick = reference_scores(score.task), expert_yardstick(score.task)
+        normalized = "-"
+        if yardstick is not None:
+            normalized = _text(yardstick.normalized(score.mean))
+            normalized += "" if yardstick.name == "published" else f" ({yardstick.name})"
+        error = f" ± {score.standard_error:.2f}" if len(score.episodes) > 1 else ""
         rows.append(
             {
                 "task": score.task,
                 "episodes": str(len(score.episodes)),
-                "return": f"{score.mean:.2f} ± {score.standard_error:.2f}"
-                if len(score.scores) > 1
-                else text(score.mean),
-                "success": text(score.success_rate),
-                "random": text(reference.random),
-                "expert": text(reference.expert),
-                "normalized": normalized_text(score),
+                "return": _text(score.mean) + error,
+                "success": _text(score.success_rate),
+                "random": _text(reference.random),
+                "expert": _text(reference.expert),
+                "published JAT": _text(reference.jat),
+                "normalized": normalized,
             }
         )
     return rows
+
+
+def domain_rows(scores: Sequence[TaskScore]) -> list[dict[str, str]]:
+    """What the tasks of each domain reach together, ready to print; see `scores.summarize_tasks`."""
+    rows = []
+    for domain in dict.fromkeys(get_task(score.task).domain for score in scores):
+        members = [score for score in scores if get_task(score.task).domain == domain]
+        for name, yardstick_of in (("expert", expert_yardstick), ("human", human_yardstick)):
+            measured = [(score, yardstick) for score in members if (yardstick := yardstick_of(score.task)) is not None]
+            if measured:
+                normalized = [yardstick.normalized(np.array(score.scores)) for score, yardstick in measured]
+                statistics = {
+                    statistic: f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+                    for statistic, found in summarize_tasks(normalized).items()
+                }
+                clipped = summarize_tasks([scores.clip(0, 1) for scores in normalized])["mean"].value
+                row = {"domain": domain, "normalized by": name, "tasks": str(len(measured)), **statistics}
+                rows.append({**row, "mean, clipped to 0..1": _text(clipped)})
+    return rows
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def format_table(rows: Sequence[dict[str, str]]) -> str:
@@ -468,20 +480,22 @@ def format_table(rows: Sequence[dict[str, str]]) -> str:
 
 
 def write_scores(scores: Sequence[TaskScore], path: Path, **about: Any) -> None:
-    """Write an evaluation as JSON: every episode's return, and the means beside the published ones."""
-    record = {
-        **about,
-        "tasks": [
+    """Write an evaluation as JSON: every episode, the means beside the published ones, and what domains reach."""
+    tasks = []
+    for score in scores:
+        expert, human = expert_yardstick(score.task), human_yardstick(score.task)
+        tasks.append(
             {
                 **asdict(score),
                 "mean": score.mean,
-                "standard_error": score.standard_error if len(score.scores) > 1 else None,
+                "standard_error": score.standard_error if len(score.episodes) > 1 else None,
                 "success_rate": score.success_rate,
-                "normalized": score.normalized and score.normalized[0],
-                "normalized_by": score.normalized and score.normalized[1],
+                "normalized": expert and expert.normalized(score.mean),
+                "normalized_by": expert and expert.name,
+                "human_normalized": human and human.normalized(score.mean),
                 "published": asdict(reference_scores(score.task)),
             }
-            for score in scores
-        ],
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        )
+    record = {**about, "tasks": tasks, "domains": domain_rows(scores)}
+    with whole_file(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())

@@ -9,7 +9,7 @@ import pyarrow.parquet
 from PIL import Image, ImageOps
 
 from .envs import make_env
-from .scores import normalize
+from .scores import expert_yardstick
 from .shards import find_shards, whole_file
 from .tasks import TaskSpec
 
@@ -28,10 +28,10 @@ def draw_returns(path: Path, manifests: dict[str, dict[str, Any]]) -> Path | Non
     scores: dict[str, list[float]] = {}
     for name, manifest in manifests.items():
         if "episodes" in manifest:
-            mean = np.mean([record["score"] for record in manifest["episodes"]])
-            normalized = normalize(name, float(mean))
-            if normalized is not None:
-                scores.setdefault(manifest["task"]["domain"], []).append(normalized[0])
+            yardstick = expert_yardstick(name)
+            if yardstick is not None:
+                mean = np.mean([record["score"] for record in manifest["episodes"]])
+                scores.setdefault(manifest["task"]["domain"], []).append(float(yardstick.normalized(mean)))
     if not scores or not importlib.util.find_spec("matplotlib"):
         return None
     from matplotlib.figure import Figure

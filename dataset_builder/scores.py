@@ -10,11 +10,15 @@ measures and writes it.
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import trim_mean
 
 SCORES = "scores.json"
 
@@ -89,32 +93,86 @@ class ReferenceScores:
     human: float | None = None
     jat: float | None = None
 
-    def normalized(self, score: float) -> float | None:
-        """(score - random) / (expert - random): 0 is random, 1 the published expert.
 
-        None where the published expert is not better than random by more than random episodes vary (as on
-        metaworld-disassemble), so that a ratio would say nothing.
-        """
-        if self.expert is None or self.random is None or self.expert - self.random <= (self.random_std or 0.0):
-            return None
-        return (score - self.random) / (self.expert - self.random)
+@dataclass(frozen=True)
+class Yardstick:
+    """What scores of a task are measured by: a random score is 0, another's is 1."""
+
+    random: float
+    other: float
+    name: str  # of the other: "published", "our network", "human"
+
+    def normalized(self, score: Any) -> Any:
+        """(score - random) / (other - random), of a number or an array."""
+        return (score - self.random) / (self.other - self.random)
 
 
-def normalize(task: str, score: float) -> tuple[float, str] | None:
-    """A score between random (0) and an expert (1), and which expert that is.
+def expert_yardstick(task: str) -> Yardstick | None:
+    """Random and the published expert, or the best of ours as it was measured where that is no better than random.
 
-    It is the published one, or where that is no better than random the best of ours as it was measured; None where
-    there is neither.
+    An expert that is not better than random by more than random episodes vary (as the published one on
+    metaworld-disassemble) makes no ratio that says anything. None where there is no expert.
     """
-    published = reference_scores(task).normalized(score)
-    if published is not None:
-        return published, "published"
+    published = reference_scores(task)
+    is_known = published.expert is not None and published.random is not None
+    if is_known and published.expert - published.random > (published.random_std or 0.0):
+        return Yardstick(published.random, published.expert, "published")
     measured = {policy: found for (name, policy), found in _own_scores().items() if name == task}
     random = measured.pop("random", None)
     best = max(measured.values(), key=lambda found: found.score_mean, default=None)
     if random is None or best is None or best.score_mean - random.score_mean <= random.score_std:
         return None
-    return (score - random.score_mean) / (best.score_mean - random.score_mean), f"our {best.policy}"
+    return Yardstick(random.score_mean, best.score_mean, f"our {best.policy}")
+
+
+def human_yardstick(task: str) -> Yardstick | None:
+    """Random and the human score, which games of Atari have."""
+    published = reference_scores(task)
+    if published.human is None or published.random is None:
+        return None
+    return Yardstick(published.random, published.human, "human")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A statistic and the 95% interval that holds it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def summarize_tasks(scores: Sequence[Sequence[float]], resamples: int = 2000) -> dict[str, Interval]:
+    """Statistics of several tasks together: mean, median and interquartile mean of normalised scores.
+
+    Mean and median are those of the tasks' means; the interquartile mean is that of the middle half of all episodes,
+    which neither a few tasks nor a few episodes decide. The intervals come from a bootstrap that draws episodes anew
+    within each task (Agarwal et al. 2021, arXiv 2108.13264).
+
+    Args:
+        scores: normalised, of every episode of each task.
+        resamples: of the bootstrap; the same ones every time.
+    """
+    rng = np.random.default_rng(0)
+    arrays = [np.asarray(task, np.float64) for task in scores]
+    drawn = [array[rng.integers(len(array), size=(resamples, len(array)))] for array in arrays]
+
+    def statistics(tasks: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Of arrays (..., episodes)."""
+        means = np.stack([task.mean(-1) for task in tasks], axis=-1)
+        episodes = np.concatenate(tasks, axis=-1)
+        return {
+            "mean": means.mean(-1),
+            "median": np.median(means, axis=-1),
+            "interquartile mean": trim_mean(episodes, 0.25, axis=-1),
+        }
+
+    resampled = statistics(drawn)
+    return {
+        name: Interval(value=float(value), low=float(low), high=float(high))
+        for name, value in statistics(arrays).items()
+        for low, high in [np.quantile(resampled[name], [0.025, 0.975])]
+    }
 
 
 # Columns of the file by the names of the fields.

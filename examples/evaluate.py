@@ -31,6 +31,7 @@ from dataset_builder.evaluation import (
     AgentPolicy,
     ExpertPlayer,
     Trial,
+    domain_rows,
     format_table,
     read_log,
     run_trials,
@@ -176,7 +177,7 @@ def main() -> int:
     ]
     found = dict(run_trials(trials, log, num_workers=args.num_workers, executor=args.executor))
     scores = [found[trial] for trial in trials]
-    table = format_table(score_rows(scores))
+    table = "\n\n".join(format_table(rows) for rows in (score_rows(scores), domain_rows(scores)) if rows)
     print(table)
     command = "python " + shlex.join(sys.argv)
     write_scores(scores, output / "evaluation.json", policy=args.model or args.policy, command=command)

@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dataset_builder import load_expert, select_tasks
 from dataset_builder.__main__ import main
@@ -17,7 +19,7 @@ from dataset_builder.evaluation import (
     score_rows,
     write_scores,
 )
-from dataset_builder.scores import normalize, read_scores, reference_scores
+from dataset_builder.scores import expert_yardstick, human_yardstick, read_scores, reference_scores, summarize_tasks
 
 
 def lengths(score):
@@ -42,7 +44,7 @@ def test_several_environments_at_once_give_the_same_episodes(make_model, process
 def test_a_random_score_is_the_published_one():
     score = evaluate(load_expert("mujoco-reacher", "random"), "mujoco-reacher", episodes=100, progress=False)
     assert abs(score.mean - reference_scores("mujoco-reacher").random) < 4 * score.standard_error
-    assert abs(score.normalized[0]) < 0.1
+    assert abs(expert_yardstick("mujoco-reacher").normalized(score.mean)) < 0.1
 
 
 def test_metaworld_is_scored_over_100_timesteps_and_succeeds_within_500():
@@ -60,14 +62,9 @@ def test_starts_that_the_expert_gives_up_are_not_scored():
 def test_reference_scores():
     hopper = reference_scores("mujoco-hopper")
     assert (hopper.expert, hopper.random, hopper.human, hopper.jat) == (1858.73, 18.3802, None, 1435.45)
-    assert hopper.normalized(hopper.random) == 0
-    assert hopper.normalized(hopper.expert) == 1
-    assert reference_scores("my-own-task").normalized(3.0) is None
-
-
-def test_an_expert_that_is_no_better_than_random_normalizes_nothing():
-    assert reference_scores("metaworld-disassemble").normalized(42.0) is None
-    assert reference_scores("atari-bowling").normalized(20.0) is None
+    yardstick = expert_yardstick("mujoco-hopper")
+    assert yardstick.normalized(hopper.random) == 0
+    assert yardstick.normalized(hopper.expert) == 1
 
 
 def test_table_and_json(tmp_path):
@@ -80,7 +77,7 @@ def test_table_and_json(tmp_path):
     lines = format_table(score_rows(scores)).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
-        "mujoco-hopper", "2", "1858.73 ± 0.00", "-", "18.38", "1858.73", "1.00",
+        "mujoco-hopper", "2", "1858.73 ± 0.00", "-", "18.38", "1858.73", "1435.45", "1.00",
     ]  # fmt: skip
     write_scores(scores, tmp_path / "evaluation.json", policy="test")
     record = json.loads((tmp_path / "evaluation.json").read_text())
@@ -153,8 +150,39 @@ def test_the_measured_scores():
 
 
 def test_where_the_published_expert_is_no_better_than_random_ours_is_the_measure():
-    value, expert = normalize("metaworld-reach", reference_scores("metaworld-reach").expert)
-    assert (value, expert) == (1.0, "published")
+    published = expert_yardstick("metaworld-reach")
+    assert (published.normalized(reference_scores("metaworld-reach").expert), published.name) == (1.0, "published")
     ours = read_scores()["metaworld-disassemble", "scripted"]
-    assert normalize("metaworld-disassemble", ours.score_mean) == (1.0, "our scripted")
-    assert normalize("my-own-task", 3.0) is None
+    yardstick = expert_yardstick("metaworld-disassemble")
+    assert (yardstick.normalized(ours.score_mean), yardstick.name) == (1.0, "our scripted")
+    assert expert_yardstick("my-own-task") is None
+    assert human_yardstick("metaworld-reach") is None
+    assert human_yardstick("atari-pong").normalized(14.6) == 1.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.floats(-2, 3), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_statistics_of_several_tasks(scores):
+    found = summarize_tasks(scores, resamples=50)
+    means = [np.mean(task) for task in scores]
+    assert found["mean"].value == pytest.approx(np.mean(means))
+    assert found["median"].value == pytest.approx(np.median(means))
+    lowest, highest = np.min(np.concatenate(scores)), np.max(np.concatenate(scores))
+    for statistic in found.values():
+        assert lowest - 1e-9 <= statistic.low <= statistic.high <= highest + 1e-9
+    assert summarize_tasks(scores, resamples=50) == found
+
+
+def test_the_interquartile_mean_is_that_of_the_middle_half():
+    found = summarize_tasks([[0.0, 0.2, 0.4, 100.0], [-50.0, 0.2, 0.4, 0.6]], resamples=1000)["interquartile mean"]
+    assert found.value == pytest.approx(0.3)
+    assert found.low < 0.3 < found.high
+
+
+def test_the_interval_holds_the_true_mean_nineteen_times_of_twenty():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        found = summarize_tasks(rng.normal([[0.2], [0.5], [0.8]], 0.3, (3, 50)), resamples=200)["mean"]
+        held += found.low <= 0.5 <= found.high
+    assert 180 <= held <= 198
