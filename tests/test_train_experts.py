@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from teach_expert_atari import Emulator
 
 from dataset_builder import make_env, rollout
 from dataset_builder.experts.network import read_network
@@ -74,3 +76,22 @@ def test_other_tasks_are_refused(tmp_path, domain):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "babyai-go-to" in result.stderr
+
+
+def test_the_teachers_emulator_shows_what_the_environment_shows():
+    """Also after it was restored, so that what it simulates is what would happen."""
+    envs = [make_env("atari-breakout") for _ in range(2)]
+    observation, first = (env.reset(seed=3)[0]["image_observation"] for env in envs)
+    emulator, rng = Emulator(envs[1], first), np.random.default_rng(0)
+    for t in range(200):
+        assert np.array_equal(np.moveaxis(observation, -1, 0), emulator.observation)
+        saved = emulator.save()
+        emulator.step(int(rng.integers(4)))
+        emulator.restore(saved)
+        action, lives = int(rng.integers(4)), envs[0].unwrapped.ale.lives()
+        observation, reward, terminated, _, _ = envs[0].step(action)
+        observation = observation["image_observation"]
+        lost_life = envs[0].unwrapped.ale.lives() < lives
+        assert emulator.step(action) == (np.sign(reward) - lost_life, not terminated), t
+        if terminated:
+            break
