@@ -336,7 +336,8 @@ def run_trials(
         executor: "local" or "ray", see `executors.flat_map_unordered`.
         progress: show a bar.
     """
-    numbers = {_key(trial.described()): number for number, trial in enumerate(trials)}
+    descriptions = [trial.described() for trial in trials]
+    numbers = {_key(described): number for number, described in enumerate(descriptions)}
     played: list[dict[int, PlayedEpisode]] = [{} for _ in trials]
     for described, episode in read_log(log):
         number = numbers.get(_key(described))
@@ -361,7 +362,7 @@ def run_trials(
         results = flat_map_unordered(_play_part, work, executor, num_workers)
         for number, episode in tqdm(results, "episodes", total, unit="episode", disable=not progress):
             trial = trials[number]
-            file.write(_log_line(trial.described(), episode))
+            file.write(_log_line(descriptions[number], episode))
             file.flush()
             played[number][episode.index] = episode
             if len(played[number]) == trial.episodes:
@@ -452,7 +453,7 @@ def domain_rows(scores: Sequence[TaskScore]) -> list[dict[str, str]]:
                     statistic: f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
                     for statistic, found in summarize_tasks(normalized).items()
                 }
-                clipped = summarize_tasks([scores.clip(0, 1) for scores in normalized])["mean"].value
+                clipped = float(np.mean([scores.clip(0, 1).mean() for scores in normalized]))
                 row = {"domain": domain, "normalized by": name, "tasks": str(len(measured)), **statistics}
                 rows.append({**row, "mean, clipped to 0..1": _text(clipped)})
     return rows

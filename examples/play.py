@@ -42,7 +42,6 @@ def main() -> int:
     if args.model:
         model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
         agent = AgentPolicy(model, AutoProcessor.from_pretrained(args.model))
-    torch.manual_seed(args.seed)
 
     clips = []
     for task in select_tasks(args.tasks):
