@@ -358,6 +358,7 @@ def run_trials(
             yield trial, score(number)
     total = sum(len(indices) for _, _, indices in work)
     log.parent.mkdir(parents=True, exist_ok=True)
+    forget(log, [])  # nothing but a line that was cut off, which would spoil the next
     with log.open("a", encoding="utf-8") as file:
         results = flat_map_unordered(_play_part, work, executor, num_workers)
         for number, episode in tqdm(results, "episodes", total, unit="episode", disable=not progress):

@@ -8,14 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_builder import load_expert, select_tasks
+from dataset_builder import get_task, load_expert, select_tasks
 from dataset_builder.__main__ import main
 from dataset_builder.evaluation import (
     AgentPolicy,
+    ExpertPlayer,
     PlayedEpisode,
     TaskScore,
+    Trial,
     evaluate,
     format_table,
+    read_log,
+    run_trials,
     score_rows,
     write_scores,
 )
@@ -134,6 +138,14 @@ def test_a_measurement_goes_on(tmp_path):
     assert unfinished.read_text() == ""
     expected = evaluate(load_expert(REACHER), REACHER, episodes=40, progress=False)
     assert read_scores(path)[REACHER, "network"].score_mean == pytest.approx(expected.mean, abs=1e-3)
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"task": "mujoco-rea')
+    trial = Trial(get_task(REACHER), ExpertPlayer("random"), episodes=2)
+    [_] = run_trials([trial], log, progress=False)
+    assert [episode.index for _, episode in read_log(log)] == [0, 1]
 
 
 def test_the_measured_scores():
