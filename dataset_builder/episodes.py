@@ -211,14 +211,19 @@ def _array_faults(column: str, values: np.ndarray) -> list[str]:
 class Episodes(Sequence):
     """The episodes of a data set, whether each is one row or several.
 
-    `episodes[n]` is the n-th as a dict of its task's columns: arrays, `Frames` for images, tuples of str for texts.
+    `episodes[n]` is the n-th as a dict of its task's columns: arrays, `Frames` for images, tuples of str for texts. A
+    part of a data set may begin within an episode: what is there of that one is its first.
 
     Args:
         dataset: loaded by `datasets.load_dataset`.
         task: the task that it is of.
 
+    Attributes:
+        lengths: timesteps of each episode.
+        begun_before: timesteps of each episode that are not there, before those that are.
+
     Raises:
-        ValueError: if the data set lacks columns of its task, or is a text subset.
+        ValueError: if the data set lacks columns of its task, is a text subset, or its rows are not in order.
     """
 
     def __init__(self, dataset: Dataset, task: str | TaskSpec) -> None:
@@ -232,15 +237,29 @@ class Episodes(Sequence):
         self.rows = dataset.with_format("arrow")
         rewards = dataset.with_format("arrow", columns=["rewards"])
         row_lengths = np.array([len(rewards[row]["rewards"][0].values) for row in range(len(dataset))], np.int64)
+        # Row r holds the timesteps of its episode from first_timesteps[r] on; row first_rows[n] begins episode n.
+        first_timesteps, begins = np.zeros(len(dataset), np.int64), np.ones(len(dataset), bool)
         if self.task.has_images:
-            first_timesteps = np.asarray(dataset.with_format("numpy", columns=["first_timestep"])["first_timestep"])
-        else:
-            first_timesteps = np.zeros(len(dataset), np.int64)
-        # Row r of the data set holds the timesteps from first_timesteps[r] on; first_rows[n] begins episode n.
-        self.first_timesteps = first_timesteps
-        self.first_rows = np.append(np.flatnonzero(first_timesteps == 0), len(dataset))
+            places = dataset.with_format("numpy", columns=list(PART_COLUMNS))[:]
+            first_timesteps, numbers = (np.asarray(places[column]) for column in ("first_timestep", "episode_index"))
+            follows = (numbers[1:] == numbers[:-1]) & (first_timesteps[1:] == first_timesteps[:-1] + row_lengths[:-1])
+            begins[1:] = ~follows
+            if len(astray := np.flatnonzero(begins[1:] & (first_timesteps[1:] > 0)) + 1):
+                row = astray[0]
+                raise ValueError(
+                    f"{self.task.name}: row {row} holds timesteps from {first_timesteps[row]} on of episode "
+                    f"{numbers[row]}, which do not follow those of the row before it: keep the rows in the order of "
+                    f"{' and '.join(PART_COLUMNS)}"
+                )
+        self.first_rows = np.append(np.flatnonzero(begins), len(dataset))
+        self.begun_before = first_timesteps[self.first_rows[:-1]]
+        self.first_timesteps = first_timesteps - np.repeat(self.begun_before, np.diff(self.first_rows))
         ends = np.append(0, np.cumsum(row_lengths))
         self.lengths = ends[self.first_rows[1:]] - ends[self.first_rows[:-1]]
+
+    @property
+    def described(self) -> str:
+        return f"{len(self):,} episodes, {self.lengths.sum():,} timesteps"
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -2,39 +2,127 @@
 
     python -m dataset_builder build --tasks metaworld-reach mujoco-pendulum --episodes 100 --output data
     python examples/train.py --data data --output jat --steps 2000
+    accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py --data data --output jat
+    torchrun --nproc_per_node 2 examples/train.py --data data --output jat  # on processors
 
-All tasks of the folder, or those of --tasks, are trained together, each batch on one of them. Started again after an
+All tasks of the data, or those of --tasks, are trained together, each batch on one of them. Started again after an
 interruption, the training goes on from its last checkpoint with the batches that it would have seen. The output folder
-then holds the model, its processor and their code. Needs the extra `train`.
+then holds the model, its processor and their code. Besides the options below, those of transformers' TrainingArguments
+can be given under their own names: --report_to tensorboard, --gradient_checkpointing, --weight_decay 0.1. Needs the
+extra `train`.
 """
 
 import argparse
 import ctypes
+import json
 import math
+import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, get_dataset_config_names, load_dataset
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    HfArgumentParser,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from dataset_builder import get_task, register_from, select_tasks
-from dataset_builder.mixing import TaskBatches, Windows
+from dataset_builder.evaluation import AgentPolicy, evaluate
+from dataset_builder.mixing import FixedWeights, StreamedWindows, TaskBatches, Window, WindowKey, Windows, loss_weight
+from dataset_builder.scores import expert_yardstick
 from modeling_jat import JatConfig, JatModelForCausalLM
 from processing_jat import JatProcessor
 
+VOCABULARY_ROWS = 10_000  # of each data set, from which a new tokenizer learns
 PROMPT_TOKENS = 32  # positions for an instruction before the window
+SELECTION_EPISODES, SELECTION_ENVS = 10, 10  # of each task that is played at a checkpoint
+
+
+class Collator:
+    """Windows of one task become a batch for the model, with the `task` and the `places` in the data they are from."""
+
+    def __init__(self, processor: JatProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, windows: list[Window]) -> dict[str, Any]:
+        task, rows = windows[0].task, [window.columns for window in windows]
+        if task.domain == "text":
+            batch = self.processor.pad(rows, truncation=True, task=task.name)
+        else:
+            batch = self.processor.pad(rows, prompts=[window.prompt for window in windows], task=task.name)
+            batch["loss_weight"] = torch.full(batch["attention_mask"].shape, loss_weight(task))
+        return {**batch, "task": task.name, "places": [window.place for window in windows]}
+
+
+def use_every_parameter(model: torch.nn.Module, inputs: Any, output: Any) -> Any:
+    """A forward hook with which every parameter has a gradient.
+
+    FSDP sends the gradients around together, so all processes must have the same ones, though their batches are of
+    different tasks, which use different encoders and decoders. The blocks, which every task uses, are asleep again.
+    """
+    awake = [parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)]
+    output["loss"] = output["loss"] + 0 * sum(parameter.flatten()[0] for parameter in awake)
+    return output
+
+
+class MixState(TrainerCallback, ExportableState):
+    """Keeps the state of the batches' rule in the checkpoints."""
+
+    def __init__(self, batches: TaskBatches) -> None:
+        self.batches = batches
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": self.batches.state_dict()}
 
 
 class MixTrainer(Trainer):
-    """A Trainer whose batches come from a mix of tasks."""
+    """A Trainer whose batches come from a mix of tasks, and whose evaluations are played in environments.
+
+    The logs have the mean loss of every task, "loss/metaworld-reach". An evaluation plays the tasks of `eval_dataset`;
+    its "eval_score" is the mean over them of the return normalised by random and expert, cut to 0..1.
+
+    Args:
+        windows: what the batches hold.
+        batches: which tasks they are of. A round of theirs lasts from one log to the next.
+        kwargs: as for [`~transformers.Trainer`].
+    """
 
     def __init__(self, *args: Any, windows: Windows, batches: TaskBatches, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.add_callback(MixState(batches))
         self.windows, self.batches = windows, batches
+        if self.is_fsdp_enabled:
+            self.model.register_forward_hook(use_every_parameter)
+        self.tasks = list(windows.tasks)
+        # Sum and number of the losses of every task since the last log.
+        self.task_losses = torch.zeros(len(self.tasks), 2, dtype=torch.float64, device=self._statistics_device)
+
+    @property
+    def _statistics_device(self) -> torch.device:
+        # Apple's GPUs have no float64.
+        return torch.device("cpu") if self.args.device.type == "mps" else self.args.device
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            state = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text())
+            self.batches.load_state_dict(state["stateful_callbacks"][MixState.__name__]["attributes"])
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(
@@ -42,23 +130,87 @@ class MixTrainer(Trainer):
             batch_sampler=self.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         return self.accelerator.prepare(loader)
 
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        task, places = inputs.pop("task"), inputs.pop("places")
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = (result[0] if isinstance(result, tuple) else result).detach()
+        if not torch.isfinite(loss):
+            rows = "".join(f"\n  row {row}: {place}" for row, place in enumerate(places))
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}, in a batch of {task}:{rows}\n"
+                "The checkpoints are from before. If these data are sound, try a lower --learning-rate, or --no-bf16"
+            )
+        self.task_losses[self.tasks.index(task)] += torch.stack([loss.double(), torch.ones_like(loss.double())])
+        return result
 
-class Collator:
-    """Windows of one task become a batch for the model."""
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            sums, counts = self.accelerator.reduce(self.task_losses).unbind(1)
+            drawn = [index for index, count in enumerate(counts.tolist()) if count]
+            losses = {self.tasks[index]: (sums[index] / counts[index]).item() for index in drawn}
+            self.task_losses.zero_()
+            self.batches.end_round(losses)
+            logs = {**logs, **{f"loss/{task}": loss for task, loss in losses.items()}}
+        super().log(logs, *args, **kwargs)
 
-    def __init__(self, processor: JatProcessor) -> None:
-        self.processor = processor
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        model = self._whole_model().eval()
+        policy = AgentPolicy(model, self.processing_class)
+        options = {"num_envs": SELECTION_ENVS, "purpose": "select", "progress": False}
+        own_share = self.eval_dataset[self.args.process_index :: self.args.world_size]
+        played = [evaluate(policy, task, episodes=SELECTION_EPISODES, **options) for task in own_share]
+        model.context = None
+        scores = {score.task: score.mean for score in gather_object(played)}
+        normalized = [float(expert_yardstick(task).normalized(score)) for task, score in scores.items()]
+        metrics = {f"{metric_key_prefix}/{task}": score for task, score in sorted(scores.items())}
+        metrics[f"{metric_key_prefix}_score"] = sum(min(max(value, 0), 1) for value in normalized) / len(normalized)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
-    def __call__(self, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        weights = [window.pop("loss_weight") for window in windows]
-        prompts = [window.pop("prompt") for window in windows]
-        [task] = {window.pop("task") for window in windows}
-        batch = self.processor.pad(windows, prompts=prompts, task=task)
-        batch["loss_weight"] = torch.tensor(weights)[:, None].expand(batch["attention_mask"].shape)
-        return batch
+    def _whole_model(self) -> JatModelForCausalLM:
+        """The model, or where its weights are spread over processes a copy with all of them."""
+        if not self.is_fsdp_enabled:
+            return self.accelerator.unwrap_model(self.model)
+        whole = JatModelForCausalLM(self.accelerator.unwrap_model(self.model).config)
+        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+        whole.load_state_dict(weights)
+        return whole.to(self.args.device)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            free = shutil.disk_usage(self.args.output_dir).free
+            raise OSError(
+                f"{folder} could not be written ({error}); {free / 1e6:,.0f} MB are free there. The checkpoints before "
+                "it are whole: make room, and give the same command again to go on"
+            ) from error
+
+
+class Progress(ProgressCallback):
+    """The bar, with the figures of all tasks together; those of each are in the reports and in the checkpoints."""
+
+    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        super().on_log(*args, logs={name: value for name, value in logs.items() if "/" not in name}, **kwargs)
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint; of one that was being written when the training was killed, nothing is kept."""
+    while folder.is_dir() and (checkpoint := get_last_checkpoint(folder)):
+        try:
+            json.loads((Path(checkpoint) / "trainer_state.json").read_text())  # it is written last
+            return checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None
 
 
 def has_fast_bf16() -> bool:
@@ -79,9 +231,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def load_tasks(data: str, patterns: list[str] | None) -> dict[str, Dataset]:
-    """The training split of every task with episodes of a folder or repository that the patterns name."""
-    available = [name for name in get_dataset_config_names(data) if get_task(name).domain != "text"]
+def load_tasks(data: str, patterns: list[str] | None, streaming: bool) -> dict[str, Dataset | IterableDataset]:
+    """The training split of every task of a folder or repository that the patterns name."""
+    available = get_dataset_config_names(data)
     names = set(available)
     if patterns:
         names = set()
@@ -90,23 +242,39 @@ def load_tasks(data: str, patterns: list[str] | None) -> dict[str, Dataset]:
             if not matches:
                 raise ValueError(f"{data} has no data of {pattern!r}; it has {', '.join(available)}")
             names |= matches
-    return {name: load_dataset(data, name, split="train") for name in sorted(names)}
+    return {name: load_dataset(data, name, split="train", streaming=streaming) for name in sorted(names)}
 
 
-def vocabulary_texts(datasets: dict[str, Dataset]) -> list[str]:
-    """What a new tokenizer learns from: the tasks' instructions and the missions of their episodes."""
+def vocabulary_texts(datasets: dict[str, Dataset | IterableDataset]) -> list[str]:
+    """What a new tokenizer learns from: the tasks' instructions, the missions of their episodes, and texts."""
     texts = [get_task(name).instruction for name in datasets]
     for dataset in datasets.values():
+        sample = dataset.take(VOCABULARY_ROWS)
         if "text_observations" in dataset.column_names:
-            texts += [missions[0] for missions in dataset["text_observations"]]
+            texts += [row["text_observations"][0] for row in sample.select_columns("text_observations")]
+        if "text" in dataset.column_names:
+            texts += [row["text"] for row in sample.select_columns("text")]
     return texts
 
 
-def parse_weights(pairs: list[str], tasks: dict[str, Dataset]) -> dict[str, float]:
-    weights = {name: float(weight) for name, weight in (pair.split("=") for pair in pairs)}
-    if unknown := sorted(set(weights) - set(tasks)):
+def make_rule(pairs: list[str], tasks: Iterable[str]) -> FixedWeights:
+    """The published weights, and others for some tasks."""
+    given = {name: float(weight) for name, weight in (pair.split("=") for pair in pairs)}
+    if unknown := sorted(set(given) - set(tasks)):
         raise ValueError(f"--task-weights names {', '.join(unknown)}, which are not trained: {', '.join(tasks)}")
-    return weights
+    return FixedWeights({**FixedWeights.published(tasks).weights(), **given})
+
+
+def select_played(patterns: list[str]) -> list[str]:
+    """The tasks that are played at checkpoints.
+
+    Raises:
+        ValueError: if one of them has no scores of random and expert to measure it by.
+    """
+    names = [task.name for task in select_tasks(patterns)]
+    if unknown := [name for name in names if expert_yardstick(name) is None]:
+        raise ValueError(f"--evaluate-tasks: there are no scores of random and expert for {', '.join(unknown)}")
+    return names
 
 
 def make_model(args: argparse.Namespace, processor: JatProcessor) -> JatModelForCausalLM:
@@ -128,51 +296,141 @@ def make_model(args: argparse.Namespace, processor: JatProcessor) -> JatModelFor
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder or Hub repository of data sets")
-    parser.add_argument("--tasks", nargs="+", help="names, domains or globs; default: every task of the data")
-    parser.add_argument(
-        "--task-weights", nargs="*", default=[], metavar="TASK=WEIGHT", help="how often a task is drawn; default: 1"
+def rehearse(model: JatModelForCausalLM, windows: Windows, collator: Collator) -> None:
+    """Pass a window of every task through processor and model, so that what does not fit is said before the training.
+
+    Raises:
+        ValueError: naming the task.
+    """
+    for name in windows.tasks:
+        batch = collator([windows[WindowKey(name, 0, 0)]])
+        del batch["task"], batch["places"]
+        try:
+            with torch.inference_mode():
+                model(**batch)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} does not fit the model: {error}") from error
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """The options below, and the others, which are TrainingArguments'."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the model and its checkpoints")
-    parser.add_argument("--init-from", help="a model to go on from; the sizes below are then its own")
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--num-layers", type=int, default=8)
-    parser.add_argument("--num-heads", type=int, default=8)
-    parser.add_argument(
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", required=True, help="folder or Hub repository of data sets")
+    data.add_argument("--streaming", action="store_true", help="read them while training, instead of first of all")
+    data.add_argument("--tasks", nargs="+", help="names, domains or globs; default: all of the data")
+    data.add_argument(
+        "--task-weights",
+        nargs="*",
+        default=[],
+        metavar="TASK=WEIGHT",
+        help="how often a task is drawn; default: 1, text subsets 10",
+    )
+    data.add_argument("--window", type=int, default=256, help="timesteps that the model sees at once")
+    data.add_argument("--image-window", type=int, default=32, help="the same in training on image observations")
+    data.add_argument(
+        "--prompt-fraction", type=float, default=0.0, help="of the windows, which come with their task's instruction"
+    )
+    data.add_argument(
+        "--demonstration-fraction",
+        type=float,
+        default=0.0,
+        help="of the windows, whose first half is from another episode",
+    )
+    data.add_argument(
+        "--register", action="append", default=[], metavar="MODULE", help="a module or file that registers tasks"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--output", type=Path, required=True, help="folder of the model and its checkpoints")
+    model.add_argument("--init-from", help="a model to go on from; the sizes below are then its own")
+    model.add_argument("--hidden-size", type=int, default=256)
+    model.add_argument("--num-layers", type=int, default=8)
+    model.add_argument("--num-heads", type=int, default=8)
+    model.add_argument(
         "--continuous-action-head",
         choices=["regression", "discretized"],
         default="regression",
         help="continuous actions by mean squared error, or by cross-entropy of 1,024 bins",
     )
-    parser.add_argument("--window", type=int, default=256, help="timesteps that the model sees at once")
-    parser.add_argument("--image-window", type=int, default=32, help="the same in training on image observations")
-    parser.add_argument(
-        "--prompt-fraction", type=float, default=0.0, help="of the windows, which come with their task's instruction"
-    )
-    parser.add_argument("--vocab-size", type=int, default=512, help="tokens of a new vocabulary, at most")
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch")
-    parser.add_argument("--gradient-accumulation", type=int, default=1, help="batches, of a task each, in a step")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument(
+    model.add_argument("--vocab-size", type=int, default=512, help="tokens of a new vocabulary, at most")
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=int, default=10_000)
+    training.add_argument("--batch-size", type=int, default=16, help="windows in a batch of a process")
+    training.add_argument("--gradient-accumulation", type=int, default=1, help="batches, of a task each, in a step")
+    training.add_argument("--learning-rate", type=float, default=1e-3)
+    training.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="default: where the processor is fast at it"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--register", action="append", default=[], metavar="MODULE", help="a module or file that registers tasks"
+    training.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    training.add_argument(
+        "--evaluate-tasks", nargs="+", default=[], help="play these at every checkpoint, and keep the best one"
     )
-    args = parser.parse_args()
+    training.add_argument("--seed", type=int, default=0)
+    return parser.parse_known_args()
+
+
+def training_arguments(args: argparse.Namespace, others: list[str]) -> TrainingArguments:
+    """TrainingArguments of our options, and of their own ones, which come last."""
+    on_accelerator = torch.accelerator.is_available()
+    options = {
+        "output_dir": args.output / "checkpoints",
+        "max_steps": args.steps,
+        "per_device_train_batch_size": args.batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(0.03 * args.steps),
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "bf16": has_fast_bf16() if args.bf16 is None else args.bf16,
+        "use_cpu": not on_accelerator,
+        # Someone else looks after the data while an accelerator computes; a processor has enough to do.
+        "dataloader_num_workers": 4 if on_accelerator else 0,
+        "dataloader_pin_memory": on_accelerator,
+        "ddp_find_unused_parameters": True,  # a batch needs the encoders and decoders of its own kind only
+        # A checkpoint holds whole rounds of the sampling rule, which is told the losses when they are logged.
+        "logging_steps": max(n for n in range(1, max(1, args.save_every // 10) + 1) if args.save_every % n == 0),
+        "save_steps": args.save_every,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "seed": args.seed,
+    }
+    if args.evaluate_tasks:
+        options |= {"eval_strategy": "steps", "eval_steps": args.save_every, "load_best_model_at_end": True}
+        options |= {"metric_for_best_model": "eval_score", "greater_is_better": True}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    [parsed] = HfArgumentParser(TrainingArguments, allow_abbrev=False).parse_args_into_dataclasses([*given, *others])
+    return parsed
+
+
+def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
+    """All that the training needs, checked against each other.
+
+    Raises:
+        ValueError: if something does not fit.
+    """
     for module in args.register:
         register_from(module)
-
+    played = select_played(args.evaluate_tasks) if args.evaluate_tasks else None
+    training = training_arguments(args, others)
     set_seed(args.seed)
-    keep_freed_memory()
-    datasets = load_tasks(args.data, args.tasks)
-    weights = parse_weights(args.task_weights, datasets)
-    windows = Windows(datasets, window=args.window, image_window=min(args.window, args.image_window))
+
+    datasets = load_tasks(args.data, args.tasks, args.streaming)
+    rule = make_rule(args.task_weights, datasets)
+    options = {
+        "window": args.window,
+        "image_window": min(args.window, args.image_window),
+        "instructed": args.prompt_fraction,
+        "demonstrated": args.demonstration_fraction,
+        "seed": args.seed,
+    }
+    if args.streaming:
+        windows = StreamedWindows(datasets, num_streams=training.world_size, **options)
+    else:
+        windows = Windows(datasets, **options)
     if args.init_from:
         processor = AutoProcessor.from_pretrained(args.init_from)
     else:
@@ -180,53 +438,62 @@ def main() -> None:
         processor = JatProcessor.from_texts(
             texts, args.vocab_size, model_max_length=2 * args.window, rescale_observations=False
         )
-    model = make_model(args, processor)
-    for name, lengths in windows.lengths.items():
-        print(f"{name}: {len(lengths):,} episodes, {lengths.sum():,} timesteps")
-    print(f"one model of {model.num_parameters():,} parameters for {len(datasets)} tasks")
-
-    checkpoints = args.output / "checkpoints"
+    model, collator = make_model(args, processor), Collator(processor)
+    rehearse(model, windows, collator)
+    batches_in_step = training.gradient_accumulation_steps * training.world_size
+    batches = TaskBatches(
+        rule,
+        training.per_device_train_batch_size,
+        args.seed,
+        num_batches=training.max_steps * batches_in_step,
+        round_length=int(training.logging_steps) * batches_in_step,
+    )
     trainer = MixTrainer(
         model,
-        TrainingArguments(
-            output_dir=str(checkpoints),
-            max_steps=args.steps,
-            per_device_train_batch_size=args.batch_size,
-            gradient_accumulation_steps=args.gradient_accumulation,
-            learning_rate=args.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(0.03 * args.steps),
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            bf16=has_fast_bf16() if args.bf16 is None else args.bf16,
-            use_cpu=not torch.accelerator.is_available(),
-            logging_steps=max(1, args.steps // 20),
-            save_steps=args.save_every,
-            save_total_limit=2,
-            report_to="none",
-            remove_unused_columns=False,
-            seed=args.seed,
-        ),
-        data_collator=Collator(processor),
+        training,
+        data_collator=collator,
+        eval_dataset=played,
         processing_class=processor,
         windows=windows,
-        batches=TaskBatches(
-            windows,
-            args.batch_size,
-            args.seed,
-            num_batches=args.steps * args.gradient_accumulation,
-            weights=weights,
-            prompt_fraction=args.prompt_fraction,
-        ),
+        batches=batches,
     )
-    checkpoint = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    if checkpoint:
-        print(f"going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    model.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
-    print(f"the model is in {args.output}")
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress)
+    return trainer
+
+
+def main() -> int:
+    args, others = parse_arguments()
+    keep_freed_memory()
+    disable_progress_bar()  # of every file that is written; that of the training stays
+    try:
+        trainer = make_trainer(args, others)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    with trainer.args.main_process_first(local=False):
+        checkpoint = last_whole_checkpoint(Path(trainer.args.output_dir))
+    if trainer.is_world_process_zero():
+        for name, source in trainer.windows.sources.items():
+            print(f"{name}: {source.described}")
+        print(f"one model of {trainer.model.num_parameters():,} parameters for {len(trainer.tasks)} tasks")
+        if checkpoint:
+            print(f"going on from {checkpoint}")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    if trainer.is_world_process_zero():
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(args.output, state_dict=weights)
+        trainer.processing_class.save_pretrained(args.output)
+        trainer.state.save_to_json(str(args.output / "trainer_state.json"))
+        print(f"the model is in {args.output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import TASKS
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
 SIZES = ["--hidden-size", "64", "--num-layers", "2", "--num-heads", "2", "--window", "16", "--image-window", "2"]
@@ -38,9 +35,7 @@ def train_command(data_folder):
 def model_folder(train_command, tmp_path_factory):
     """A JAT trained for a few steps on a task of each domain, where the README expects it."""
     folder = tmp_path_factory.mktemp("examples") / "demo" / "jat"
-    output = run(*train_command, folder)
-    assert "metaworld-reach: 11 episodes, 5,500 timesteps" in output
-    assert re.search(r"one model of [\d,]+ parameters for 4 tasks", output)
+    run(*train_command, folder)
     return folder
 
 
@@ -48,23 +43,6 @@ def test_training_leaves_a_model_with_its_processor_and_code(model_folder):
     names = {path.name for path in model_folder.iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
     assert {"configuration_jat.py", "modeling_jat.py", "processing_jat.py"} <= names
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(train_command, model_folder, tmp_path):
-    """kill -9 after the first checkpoint; the same command then ends as an undisturbed training does."""
-    folder = tmp_path / "jat"
-    process = subprocess.Popen([sys.executable, *map(str, train_command), str(folder)], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "checkpoint-6" / "trainer_state.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "model.safetensors").exists()
-    assert "going on from" in run(*train_command, folder)
-    resumed, undisturbed = (load_file(path / "model.safetensors") for path in (folder, model_folder))
-    assert all((resumed[name] - undisturbed[name]).abs().max() < 1e-5 for name in undisturbed)
 
 
 def test_evaluate(model_folder):
@@ -171,22 +149,6 @@ def test_the_readmes_snippet(model_folder):
         [sys.executable, "-c", snippet], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--tasks", "metaworld-push"], "has no data of 'metaworld-push'; it has atari-pong"),
-        (["--task-weights", "metaworld-push=2"], "--task-weights names metaworld-push"),
-        (["--tasks", "metaword-reach"], "no task matches 'metaword-reach'"),
-    ],
-)
-def test_training_refuses(train_command, tmp_path, arguments, message):
-    command = [sys.executable, *map(str, train_command), str(tmp_path / "jat"), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert not (tmp_path / "jat").exists()
 
 
 @pytest.mark.slow
