@@ -9,11 +9,11 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from .builder import build
 from .episodes import task_features
-from .evaluation import format_table
 from .executors import EXECUTORS, WorkerDiedError
 from .experts import EXPERTS, MissingExpertError, load_expert
 from .measuring import DEFAULT_EPISODES, measure, plan_trials, score_table, summary_lines
-from .publish import push
+from .publish import push, push_model
+from .report import format_table
 from .scores import SCORES
 from .shards import is_local
 from .tasks import TaskSpec, register_from, select_tasks
@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verifier.add_argument("--replays", type=int, default=3, help="episodes of each task that are played again")
     verifier.add_argument("--num-workers", type=int, default=1, help="processes")
 
-    pusher = commands.add_parser("push", parents=[common], help="publish data sets on the Hub, or go on with that")
-    pusher.add_argument("folder")
+    pusher = commands.add_parser("push", parents=[common], help="publish data sets, or a model, on the Hub")
+    pusher.add_argument("folder", help="of data sets, or of a model")
     pusher.add_argument("--repo-id", required=True, metavar="USER/NAME", help="made if it is not there")
     pusher.add_argument("--tasks", nargs="+", default=["all"], help="of the folder's; others in the repository stay")
     pusher.add_argument("--private", action="store_true", default=None, help="if it is made")
@@ -99,8 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif args.command == "verify":
             return verify_folder(args)
         elif args.command == "push":
-            options = {"tasks": args.tasks, "private": args.private, "create_pr": args.create_pr}
-            print(push(args.folder, args.repo_id, **options))
+            options = {"private": args.private, "create_pr": args.create_pr}
+            if (Path(args.folder) / "config.json").exists():
+                print(push_model(args.folder, args.repo_id, **options))
+            else:
+                print(push(args.folder, args.repo_id, tasks=args.tasks, **options))
         else:
             folder = build(
                 args.tasks,

@@ -1,23 +1,51 @@
 """The cards of data sets and models: templates of this package, filled by what was measured."""
 
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from datasets import DatasetInfo, List, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub import (
+    DatasetCard,
+    DatasetCardData,
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
+from safetensors import safe_open
 
 from .episodes import TIMESTEPS_PER_ROW, task_features
 from .experts import EXPERTS
 from .pictures import ASSETS, draw_frames, draw_returns
+from .report import (
+    EVALUATION,
+    PAGE,
+    PLOTS,
+    Evaluation,
+    domain_figures,
+    domain_rows,
+    format_table,
+    read_evaluation,
+    score_rows,
+    task_figures,
+)
 from .scores import reference_scores
 from .shards import MANIFEST, is_local, read_manifest, whole_file
 from .tasks import DOMAINS, TaskSpec, select_tasks
 
+REPORT, REPLAY, FRAME, TRAINING = "report", "replay.mp4", "frame.png", "training.json"
+# Where results belong that come from data of no repository.
+PUBLISHED_DATASET = "jat-project/jat-dataset"
 _TEMPLATES = resources.files(__package__) / "templates"
 
 
@@ -160,21 +188,111 @@ def _versions(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {package: " and ".join(sorted(found)) for package, found in sorted(versions.items())}
 
 
-def write_model_card(folder: Path, **fields: Any) -> Path:
-    """Write `README.md` of a model's folder.
+def write_model_card(folder: Path, address: str | None = None) -> Path:
+    """Write `README.md` of a model's folder, and its results as the Hub's leaderboards read them.
+
+    They say what `evaluation.json`, `training.json`, the report and the replay of the folder say, as far as they are
+    there.
 
     Args:
         folder: where the model was saved.
-        fields: what the template names: `results`, `command`, `parameters`, `datasets`, `replay`.
+        address: the folder or repository, as `from_pretrained` takes it.
+
+    Raises:
+        ValueError: if the folder holds no model.
     """
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds no model: expected config.json and what else `save_pretrained` writes")
+    evaluation = read_evaluation(folder / EVALUATION) if (folder / EVALUATION).exists() else None
+    training = json.loads((folder / TRAINING).read_text(encoding="utf-8")) if (folder / TRAINING).exists() else {}
+    dataset = training.get("data") if "/" in training.get("data", "") and not Path(training["data"]).exists() else None
+    figures = [task_figures(score) for score in evaluation.scores] if evaluation else []
+    rows = domain_rows(domain_figures(evaluation)) if evaluation else []
     card_data = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="reinforcement-learning",
-        tags=["jat", "reinforcement-learning", "imitation-learning", "robotics"],
+        tags=["jat", "reinforcement-learning", "imitation-learning", "generalist-agent", "robotics"],
+        datasets=[dataset] if dataset else None,
+        model_name=folder.resolve().name if address is None else address.partition("/")[2],
+        eval_results=[result for task in figures for result in _results(task, dataset)] or None,
+        widget=_widget(training.get("tasks", ()), address if (folder / REPORT / FRAME).exists() else None),
     )
     with resources.as_file(_TEMPLATES / "model_card.md") as template:
-        card = ModelCard.from_template(card_data, template_path=str(template), **fields)
+        card = ModelCard.from_template(
+            card_data,
+            template_path=str(template),
+            address=address or "PATH OF THIS FOLDER",
+            parameters=_count_parameters(folder),
+            task=figures[0]["task"] if figures else "metaworld-reach",
+            evaluation=evaluation,
+            domain_table=format_table(rows) if rows else None,
+            task_table=format_table(score_rows(evaluation.scores)) if evaluation else None,
+            weak=[task["task"] for task in figures if task["normalized"] is not None and task["normalized"] < 0.5],
+            training=training,
+            plots={name: caption for name, caption in PLOTS.items() if (folder / REPORT / name).exists()},
+            page=f"{REPORT}/{PAGE}" if (folder / REPORT / PAGE).exists() else None,
+            replay=(folder / REPLAY).exists(),
+        )
+    if figures:
+        write_leaderboard(folder, evaluation, dataset)
     path = folder / "README.md"
-    card.save(path)
+    with whole_file(path) as stream:
+        stream.write(str(card).encode())
     return path
+
+
+def write_leaderboard(folder: Path, evaluation: Evaluation, dataset: str | None) -> None:
+    """Write the tasks' normalised scores in the folder from which the Hub's leaderboards take them."""
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset or PUBLISHED_DATASET,
+            task_id=figures["task"],
+            value=round(figures["normalized"], 4),
+            notes=f"{figures['episodes']} episodes; 0: random, 1: expert",
+        )
+        for figures in map(task_figures, evaluation.scores)
+        if figures["normalized"] is not None
+    ]
+    with whole_file(folder / EVAL_RESULTS_FOLDER / "jat.yaml") as stream:
+        stream.write(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode())
+
+
+def _results(figures: dict[str, Any], dataset: str | None) -> Iterator[EvalResult]:
+    """A task's figures for the card's `model-index`."""
+    for key, name in (
+        ("return", "Return"),
+        ("normalized", "Return, expert-normalized"),
+        ("human_normalized", "Return, human-normalized"),
+        ("success", "Success rate"),
+    ):
+        if figures[key] is not None:
+            yield EvalResult(
+                task_type="reinforcement-learning",
+                task_name="Reinforcement Learning",
+                dataset_type=dataset or PUBLISHED_DATASET,
+                dataset_name=figures["task"],
+                dataset_config=figures["task"],
+                metric_type={"return": "mean_reward"}.get(key, key),
+                metric_name=name,
+                metric_value=round(figures[key], 4),
+            )
+
+
+def _widget(tasks: Iterable[str], repository: str | None) -> list[dict[str, Any]] | None:
+    """What a visitor may try of a model that was trained on texts; captions of a frame in the repository."""
+    widget = []
+    if {"wikipedia", "oscar"} & set(tasks):
+        widget.append({"example_title": "Text", "text": "The planet Mars is"})
+    if {"ok-vqa", "conceptual-captions"} & set(tasks) and repository:
+        source = f"https://huggingface.co/{repository}/resolve/main/{REPORT}/{FRAME}"
+        widget.append({"example_title": "Caption", "src": source})
+    return widget or None
+
+
+def _count_parameters(folder: Path) -> int:
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "numpy") as weights:
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count

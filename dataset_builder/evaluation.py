@@ -21,7 +21,6 @@ from .episodes import Episode
 from .executors import flat_map_unordered
 from .experts import load_expert
 from .rollout import Action, ExpertGaveUp, Observation, Policy, episode_seed, play, rollout
-from .scores import expert_yardstick, human_yardstick, reference_scores, summarize_tasks
 from .shards import package_version, playing_packages, whole_file
 from .tasks import TaskSpec, get_task
 
@@ -414,90 +413,3 @@ def _prepare(
     """Environments and a policy, kept for the next episodes of the same task."""
     envs = [make_env(task, max_episode_steps=max_episode_steps) for _ in range(num_envs)]
     return envs, player.load(task)
-
-
-def score_rows(scores: Sequence[TaskScore]) -> list[dict[str, str]]:
-    """The table of an evaluation, ready to print: one dict of texts for each task."""
-    rows = []
-    for score in scores:
-        reference, yardstick = reference_scores(score.task), expert_yardstick(score.task)
-        normalized = "-"
-        if yardstick is not None:
-            normalized = _text(yardstick.normalized(score.mean))
-            normalized += "" if yardstick.name == "published" else f" ({yardstick.name})"
-        error = f" ± {score.standard_error:.2f}" if len(score.episodes) > 1 else ""
-        rows.append(
-            {
-                "task": score.task,
-                "episodes": str(len(score.episodes)),
-                "return": _text(score.mean) + error,
-                "success": _text(score.success_rate),
-                "random": _text(reference.random),
-                "expert": _text(reference.expert),
-                "published JAT": _text(reference.jat),
-                "normalized": normalized,
-            }
-        )
-    return rows
-
-
-def domain_rows(scores: Sequence[TaskScore]) -> list[dict[str, str]]:
-    """What the tasks of each domain reach together, ready to print; see `scores.summarize_tasks`."""
-    rows = []
-    for domain in dict.fromkeys(get_task(score.task).domain for score in scores):
-        members = [score for score in scores if get_task(score.task).domain == domain]
-        for name, yardstick_of in (("expert", expert_yardstick), ("human", human_yardstick)):
-            measured = [(score, yardstick) for score in members if (yardstick := yardstick_of(score.task)) is not None]
-            if measured:
-                normalized = [yardstick.normalized(np.array(score.scores)) for score, yardstick in measured]
-                statistics = {
-                    statistic: f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-                    for statistic, found in summarize_tasks(normalized).items()
-                }
-                clipped = float(np.mean([scores.clip(0, 1).mean() for scores in normalized]))
-                row = {"domain": domain, "normalized by": name, "tasks": str(len(measured)), **statistics}
-                rows.append({**row, "mean, clipped to 0..1": _text(clipped)})
-    return rows
-
-
-def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def format_table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of texts as a Markdown table, aligned for a terminal too."""
-    columns = list(rows[0])
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
-
-    def line(cells: dict[str, str]) -> str:
-        first, *others = columns
-        return (
-            "| " + " | ".join([cells[first].ljust(widths[first]), *(cells[c].rjust(widths[c]) for c in others)]) + " |"
-        )
-
-    rule = {
-        column: "-" * widths[column] if column == columns[0] else "-" * (widths[column] - 1) + ":" for column in columns
-    }
-    return "\n".join([line({column: column for column in columns}), line(rule), *(line(row) for row in rows)])
-
-
-def write_scores(scores: Sequence[TaskScore], path: Path, **about: Any) -> None:
-    """Write an evaluation as JSON: every episode, the means beside the published ones, and what domains reach."""
-    tasks = []
-    for score in scores:
-        expert, human = expert_yardstick(score.task), human_yardstick(score.task)
-        tasks.append(
-            {
-                **asdict(score),
-                "mean": score.mean,
-                "standard_error": score.standard_error if len(score.episodes) > 1 else None,
-                "success_rate": score.success_rate,
-                "normalized": expert and expert.normalized(score.mean),
-                "normalized_by": expert and expert.name,
-                "human_normalized": human and human.normalized(score.mean),
-                "published": asdict(reference_scores(score.task)),
-            }
-        )
-    record = {**about, "tasks": tasks, "domains": domain_rows(scores)}
-    with whole_file(path) as file:
-        file.write((json.dumps(record, indent=1) + "\n").encode())

@@ -1,9 +1,10 @@
-"""Publishes data sets to the Hub: one configuration for each task, one card for all.
+"""Publishes data sets and models to the Hub.
 
-Shards go first, in as many commits as it takes; whoever reads meanwhile goes by the old card, whose patterns only the
-old files fit. One last commit then brings the manifests, the card that is made of them, and takes old shards away. It
-is refused if anyone else has committed since the card was made, and made anew. So a push can be interrupted at any
-moment, and pushes of several people do not disturb each other.
+Data sets have one configuration for each task and one card for all. Shards go first, in as many commits as it takes;
+whoever reads meanwhile goes by the old card, whose patterns only the old files fit. One last commit then brings the
+manifests, the card that is made of them, and takes old shards away. It is refused if anyone else has committed since
+the card was made, and made anew. So a push can be interrupted at any moment, and pushes of several people do not
+disturb each other. A model goes in one commit.
 """
 
 import tempfile
@@ -14,11 +15,19 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from huggingface_hub.errors import HfHubHTTPError
 
-from .cards import dataset_card
+from .cards import REPLAY, REPORT, TRAINING, dataset_card, write_model_card
 from .pictures import ASSETS, draw_returns
+from .report import EVALUATION
 from .shards import MANIFEST, find_shards, find_tasks, lock_folder, read_manifest
+
+# What of a model's folder is published: weights, configurations, code, and what was measured.
+MODEL_FILES = """
+    *.safetensors *.safetensors.index.json *config.json tokenizer* merges.txt vocab.json *_jat.py
+""".split()
+MODEL_FILES += ["README.md", f"{EVAL_RESULTS_FOLDER}/*", EVALUATION, TRAINING, REPLAY, f"{REPORT}/*"]
 
 MAX_ATTEMPTS = 8
 LONGEST_WAIT = 30.0  # seconds
@@ -55,8 +64,7 @@ def push(
         HfHubHTTPError: if the Hub refuses, or fails again and again.
     """
     folder = Path(folder)
-    if get_token() is None:
-        raise ValueError("no token for the Hub: set HF_TOKEN, or log in with `hf auth login`")
+    _check_token()
     with lock_folder(folder):
         manifests = _finished_tasks(folder, tasks)
         api = HfApi(library_name="jat")
@@ -82,6 +90,49 @@ def push(
 
         _persistently(send)
     return url
+
+
+def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None, create_pr: bool = False) -> str:
+    """Publish a model's folder in one commit: the model, its processor, their code, its card, replay and report.
+
+    Checkpoints and the log of the evaluation stay here. Weights and reports of an earlier push that are not in the
+    folder any more are deleted there.
+
+    Args:
+        folder: of the model; `examples/report.py` makes its report and replay.
+        repo_id: of the model on the Hub, "user/name"; made if it is not there.
+        private: whether a new repository is private.
+        create_pr: open a pull request rather than commit.
+
+    Returns:
+        The address of the repository, or of the pull request.
+
+    Raises:
+        ValueError: if the folder holds no model, or there is no token.
+        HfHubHTTPError: if the Hub refuses, or fails again and again.
+    """
+    folder = Path(folder)
+    _check_token()
+    write_model_card(folder, repo_id)  # refuses a folder without a model
+    api = HfApi(library_name="jat")
+    repo_id = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+    commit = _persistently(
+        lambda: api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=MODEL_FILES,
+            ignore_patterns=["checkpoints/*"],
+            delete_patterns=["*.safetensors", f"{REPORT}/*"],
+            commit_message="Push the model",
+            create_pr=create_pr,
+        )
+    )
+    return commit.pr_url or f"{api.endpoint}/{repo_id}"
+
+
+def _check_token() -> None:
+    if get_token() is None:
+        raise ValueError("no token for the Hub: set HF_TOKEN, or log in with `hf auth login`")
 
 
 def _finished_tasks(folder: Path, patterns: str | list[str]) -> dict[str, dict[str, Any]]:

@@ -175,6 +175,31 @@ def summarize_tasks(scores: Sequence[Sequence[float]], resamples: int = 2000) ->
     }
 
 
+def performance_profile(
+    scores: Sequence[Sequence[float]], thresholds: np.ndarray, resamples: int = 500
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each threshold the share of the episodes above it, averaged over tasks, and its 95% bootstrap interval.
+
+    Args:
+        scores: normalised, of every episode of each task.
+        thresholds: increasing.
+        resamples: of the bootstrap, which draws episodes anew within each task; the same ones every time.
+    """
+    rng = np.random.default_rng(0)
+
+    def shares(task: np.ndarray) -> np.ndarray:
+        return 1 - np.searchsorted(np.sort(task), thresholds, side="right") / len(task)
+
+    arrays = [np.asarray(task, np.float64) for task in scores]
+    values = np.mean([shares(task) for task in arrays], axis=0)
+    resampled = [
+        np.mean([shares(task[rng.integers(len(task), size=len(task))]) for task in arrays], axis=0)
+        for _ in range(resamples)
+    ]
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return values, low, high
+
+
 # Columns of the file by the names of the fields.
 _COLUMNS = {
     "expert": "expert_mean",

@@ -40,13 +40,10 @@ def steps(output: Path) -> list[tuple[str, list[str]]]:
             [*python, "examples/train.py", "--data", data, "--output", model, *TRAINING],
         ),
         (
-            "It is filmed at each task",
-            [*python, "examples/play.py", "--model", model, "--tasks", *TASKS, "--output", f"{model}/replay.mp4"],
-        ),
-        (
             "It is evaluated in all four environments, on starts that are in no data",
             [*python, "examples/evaluate.py", "--model", model, "--tasks", *TASKS, "--num-envs", "20"],
         ),
+        ("It is filmed, and all that was measured becomes a page and a card", [*python, "examples/report.py", model]),
     ]
 
 
@@ -66,7 +63,8 @@ def main() -> int:
 Done in {time.monotonic() - begun:.0f} s. Where to look:
   {output}/data           four data sets; datasets.load_dataset("{output}/data", "metaworld-reach")
   {output}/jat            the model (safetensors), its processor and their code
-  {output}/jat/README.md  the model card with the table
+  {output}/jat/report/index.html  tables, plots and videos on one page
+  {output}/jat/README.md  the model card, as the Hub shows it
   {output}/jat/replay.mp4 the replay
 Pong is there to show the path: a few thousand steps of data do not teach the game.
 """

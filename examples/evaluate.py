@@ -5,9 +5,8 @@
 
 Prints a table of the returns beside the published random and expert scores. The folder --output, by default that of a
 local model, then holds `evaluation.json`, with the scores, and `evaluation.jsonl`, with every episode as soon as it is
-finished: interrupted, or given more tasks or episodes, the command goes on from there. A local model gets a card too.
-The starts are in no data set. However many environments, processes or machines play them, the episodes are the same but
-for rounding.
+finished: interrupted, or given more tasks or episodes, the command goes on from there. The starts are in no data set.
+However many environments, processes or machines play them, the episodes are the same but for rounding.
 """
 
 import argparse
@@ -26,19 +25,15 @@ from transformers import AutoModel, AutoProcessor
 import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
 from dataset_builder import MissingExpertError, TaskSpec, register_from, select_tasks
-from dataset_builder.cards import write_model_card
 from dataset_builder.evaluation import (
     AgentPolicy,
     ExpertPlayer,
     Trial,
-    domain_rows,
-    format_table,
     read_log,
     run_trials,
-    score_rows,
-    write_scores,
 )
 from dataset_builder.executors import EXECUTORS, check_executor
+from dataset_builder.report import EVALUATION, Evaluation, format_evaluation, write_evaluation
 
 
 @lru_cache(maxsize=1)
@@ -176,24 +171,17 @@ def main() -> int:
         for task, player in zip(tasks, players, strict=True)
     ]
     found = dict(run_trials(trials, log, num_workers=args.num_workers, executor=args.executor))
-    scores = [found[trial] for trial in trials]
-    table = "\n\n".join(format_table(rows) for rows in (score_rows(scores), domain_rows(scores)) if rows)
-    print(table)
-    command = "python " + shlex.join(sys.argv)
-    write_scores(scores, output / "evaluation.json", policy=args.model or args.policy, command=command)
-    print(f"written: {output / 'evaluation.json'}")
-    if local_model:
-        card = write_model_card(
-            local_model,
-            parameters=model.num_parameters(),
-            tasks=[task.name for task in tasks],
-            table=table,
-            seed=args.seed,
-            deterministic=args.deterministic,
-            command=command,
-            replay=(local_model / "replay.mp4").exists(),
-        )
-        print(f"written: {card}")
+    versions = {name: version for trial in trials for name, version in trial.versions.items()}
+    about = {
+        "policy": args.model or args.policy,
+        "command": "python " + shlex.join(["examples/evaluate.py", *sys.argv[1:]]),
+        "max_episode_steps": args.max_episode_steps,
+        "versions": versions,
+    }
+    evaluation = Evaluation([found[trial] for trial in trials], about)
+    print(format_evaluation(evaluation))
+    write_evaluation(evaluation, output / EVALUATION)
+    print(f"written: {output / EVALUATION}; plots, a page and a card: python examples/report.py {output}")
     return 0
 
 

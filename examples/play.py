@@ -15,11 +15,9 @@ from transformers import AutoModel, AutoProcessor
 
 import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
-from dataset_builder import load_expert, make_env, register_from, select_tasks
-from dataset_builder.envs import rendering_problem
+from dataset_builder import load_expert, register_from, select_tasks
 from dataset_builder.evaluation import AgentPolicy
-from dataset_builder.replay import record_episode, write_replay
-from dataset_builder.rollout import episode_seed
+from dataset_builder.replay import film, write_replay
 
 
 def main() -> int:
@@ -43,20 +41,16 @@ def main() -> int:
         model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
         agent = AgentPolicy(model, AutoProcessor.from_pretrained(args.model))
 
-    clips = []
-    for task in select_tasks(args.tasks):
-        if problem := rendering_problem(task):
-            print(f"{task.name} is left out, it cannot be rendered here ({problem})")
-            continue
-        policy = agent or load_expert(task, None if args.policy == "expert" else "random")
-        with make_env(task, render_mode="rgb_array", max_episode_steps=args.max_episode_steps) as env:
-            frames, episode = record_episode(env, policy, episode_seed(task.name, 0, args.seed, purpose="evaluate"))
-        clips.append(frames)
-        print(episode)
+    clips = film(
+        select_tasks(args.tasks),
+        lambda task: agent or load_expert(task, None if args.policy == "expert" else "random"),
+        seed=args.seed,
+        max_episode_steps=args.max_episode_steps,
+    )
     if not clips:
         print("error: none of the tasks can be rendered here", file=sys.stderr)
         return 1
-    write_replay(clips, args.output)
+    write_replay(list(clips.values()), args.output)
     print(f"written: {args.output}")
     return 0
 

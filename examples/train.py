@@ -16,9 +16,11 @@ import argparse
 import ctypes
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from dataset_builder import get_task, register_from, select_tasks
+from dataset_builder.cards import TRAINING
 from dataset_builder.evaluation import AgentPolicy, evaluate
 from dataset_builder.mixing import FixedWeights, StreamedWindows, TaskBatches, Window, WindowKey, Windows, loss_weight
 from dataset_builder.scores import expert_yardstick
@@ -462,6 +465,18 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
     return trainer
 
 
+def write_training(trainer: MixTrainer, args: argparse.Namespace) -> None:
+    """Write what the model's card says of its training."""
+    record = {
+        "command": "python " + shlex.join(["examples/train.py", *sys.argv[1:]]),
+        "data": args.data,
+        "tasks": trainer.tasks,
+        "steps": trainer.state.global_step,
+        "versions": {name: version(name) for name in ("jat", "transformers", "torch", "datasets")},
+    }
+    (args.output / TRAINING).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     args, others = parse_arguments()
     keep_freed_memory()
@@ -491,6 +506,7 @@ def main() -> int:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(args.output, state_dict=weights)
         trainer.processing_class.save_pretrained(args.output)
         trainer.state.save_to_json(str(args.output / "trainer_state.json"))
+        write_training(trainer, args)
         print(f"the model is in {args.output}")
     return 0
 

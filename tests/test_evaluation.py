@@ -1,4 +1,3 @@
-import json
 import re
 import subprocess
 import sys
@@ -13,15 +12,10 @@ from dataset_builder.__main__ import main
 from dataset_builder.evaluation import (
     AgentPolicy,
     ExpertPlayer,
-    PlayedEpisode,
-    TaskScore,
     Trial,
     evaluate,
-    format_table,
     read_log,
     run_trials,
-    score_rows,
-    write_scores,
 )
 from dataset_builder.scores import expert_yardstick, human_yardstick, read_scores, reference_scores, summarize_tasks
 
@@ -69,25 +63,6 @@ def test_reference_scores():
     yardstick = expert_yardstick("mujoco-hopper")
     assert yardstick.normalized(hopper.random) == 0
     assert yardstick.normalized(hopper.expert) == 1
-
-
-def test_table_and_json(tmp_path):
-    hops = [PlayedEpisode(index=i, seed=i, total_reward=1858.73, score=1858.73, timesteps=1000) for i in range(2)]
-    reach = PlayedEpisode(index=0, seed=0, total_reward=3000.0, score=681.37, success=True, cut=True, timesteps=500)
-    scores = [
-        TaskScore(task="mujoco-hopper", seed=0, episodes=tuple(hops)),
-        TaskScore(task="metaworld-reach", seed=0, episodes=(reach,)),
-    ]
-    lines = format_table(score_rows(scores)).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
-        "mujoco-hopper", "2", "1858.73 ± 0.00", "-", "18.38", "1858.73", "1435.45", "1.00",
-    ]  # fmt: skip
-    write_scores(scores, tmp_path / "evaluation.json", policy="test")
-    record = json.loads((tmp_path / "evaluation.json").read_text())
-    assert record["policy"] == "test"
-    assert record["tasks"][1]["success_rate"] == 1.0
-    assert record["tasks"][0]["published"]["jat"] == 1435.45
 
 
 BALL, REACHER = "babyai-go-to-red-ball-no-dists", "mujoco-reacher"
