@@ -286,6 +286,17 @@ class ExpertPlayer:
     kind: str
     num_envs: int = 1
 
+    @classmethod
+    def of(cls, task: TaskSpec, kind: str) -> "ExpertPlayer":
+        """Of a kind, or with "expert" the task's own.
+
+        Raises:
+            MissingExpertError: if the task has none; here, before any work.
+        """
+        player = cls(task.expert_name if kind == "expert" else kind)
+        player.load(task)
+        return player
+
     def described(self) -> dict[str, Any]:
         return {"policy": self.kind}
 

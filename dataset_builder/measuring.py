@@ -5,7 +5,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from .evaluation import ExpertPlayer, TaskScore, Trial, forget, run_trials
-from .experts import load_expert
 from .scores import MeasuredScore, format_scores, read_scores, reference_scores
 from .shards import whole_file
 from .tasks import DOMAINS, TaskSpec, get_task
@@ -23,9 +22,8 @@ def plan_trials(tasks: Sequence[TaskSpec], kinds: Sequence[str], episodes: int |
     """
     trials = []
     for task in tasks:
-        for kind in dict.fromkeys(task.expert_name if kind == "expert" else kind for kind in kinds):
-            load_expert(task, kind)  # fails here, before any work, if there is none
-            trials.append(Trial(task, ExpertPlayer(kind), episodes or EPISODES.get(kind, DEFAULT_EPISODES), seed))
+        for player in dict.fromkeys(ExpertPlayer.of(task, kind) for kind in kinds):
+            trials.append(Trial(task, player, episodes or EPISODES.get(player.kind, DEFAULT_EPISODES), seed))
     return trials
 
 

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import torch
 from transformers import AutoModel, AutoProcessor
 
@@ -159,10 +160,8 @@ def main() -> int:
             players = [agent] * len(tasks)
         else:
             check_log(log, None)
-            players = [ExpertPlayer(task.expert_name if args.policy == "expert" else "random") for task in tasks]
-            for task, expert in zip(tasks, players, strict=True):
-                expert.load(task)  # fails here, before any work, if there is none
-    except (ValueError, MissingExpertError) as error:
+            players = [ExpertPlayer.of(task, args.policy) for task in tasks]
+    except (ValueError, MissingExpertError, OSError, httpx2.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

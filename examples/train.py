@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset
@@ -146,7 +147,7 @@ class MixTrainer(Trainer):
             rows = "".join(f"\n  row {row}: {place}" for row, place in enumerate(places))
             raise FloatingPointError(
                 f"the loss is {loss.item()} in step {self.state.global_step + 1}, in a batch of {task}:{rows}\n"
-                "The checkpoints are from before. If these data are sound, try a lower --learning-rate, or --no-bf16"
+                "If these data are sound, try a lower --learning-rate, or --no-bf16"
             )
         self.task_losses[self.tasks.index(task)] += torch.stack([loss.double(), torch.ones_like(loss.double())])
         return result
@@ -192,10 +193,7 @@ class MixTrainer(Trainer):
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             free = shutil.disk_usage(self.args.output_dir).free
-            raise OSError(
-                f"{folder} could not be written ({error}); {free / 1e6:,.0f} MB are free there. The checkpoints before "
-                "it are whole: make room, and give the same command again to go on"
-            ) from error
+            raise OSError(f"{folder} could not be written ({error}); {free / 1e6:,.0f} MB are free there") from error
 
 
 class Progress(ProgressCallback):
@@ -236,7 +234,10 @@ def keep_freed_memory() -> None:
 
 def load_tasks(data: str, patterns: list[str] | None, streaming: bool) -> dict[str, Dataset | IterableDataset]:
     """The training split of every task of a folder or repository that the patterns name."""
-    available = get_dataset_config_names(data)
+    try:
+        available = get_dataset_config_names(data)
+    except FileNotFoundError as error:
+        raise ValueError(f"--data: {error}") from error
     names = set(available)
     if patterns:
         names = set()
@@ -486,6 +487,9 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (OSError, httpx2.HTTPError) as error:
+        print(f"error: {error}\nWhat has arrived is kept: give the same command again to go on", file=sys.stderr)
+        return 1
 
     with trainer.args.main_process_first(local=False):
         checkpoint = last_whole_checkpoint(Path(trainer.args.output_dir))
@@ -497,8 +501,8 @@ def main() -> int:
             print(f"going on from {checkpoint}")
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except (FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (FloatingPointError, OSError, httpx2.HTTPError) as error:
+        print(f"error: {error}\nThe checkpoints are whole: given again, the same command goes on", file=sys.stderr)
         return 1
 
     weights = trainer.accelerator.get_state_dict(trainer.model)

@@ -59,6 +59,8 @@ class Hub(ThreadingHTTPServer):
         # Drawn for every request that writes: None, an HTTP status, "cut" or "cut after".
         self.faults: Iterator[int | str | None] = iter(())
         self.faults_injected: list[int | str] = []
+        # Drawn for every request that reads a file: whether it is cut in the middle.
+        self.cuts: Iterator[bool] = iter(())
 
     @property
     def url(self) -> str:
@@ -104,7 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, *, cut_in_the_middle: bool = False
+    ) -> None:
         if self.cut_after:
             return self._cut()
         self.send_response(status)
@@ -112,7 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if cut_in_the_middle else body)
+        if cut_in_the_middle:
+            self._cut()
         return None
 
     def _cut(self) -> None:
@@ -308,18 +314,22 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             return self._missing("EntryNotFound")
         content = files[path]
-        headers = {
-            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
-            "X-Repo-Commit": head,
-            "Accept-Ranges": "bytes",
-        }
+        status, headers = (
+            200,
+            {
+                "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+                "X-Repo-Commit": head,
+                "Accept-Ranges": "bytes",
+            },
+        )
         if asked := re.match(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
             first, last = asked.groups()
             start = int(first) if first else max(len(content) - int(last), 0)
             stop = min(int(last) + 1, len(content)) if first and last else len(content)
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            return self._send(206, content[start:stop], headers)
-        return self._send(200, content, headers)
+            status, content = 206, content[start:stop]
+        cut = self.command == "GET" and next(self.server.cuts, False)
+        return self._send(status, content, headers, cut_in_the_middle=cut)
 
     def _tree(self, under: str, files: dict[str, bytes]) -> None:
         prefix = f"{under}/" if under else ""

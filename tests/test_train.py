@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,24 @@ def test_training_on_a_stream_from_the_hub(data_folder, tmp_path):
     assert not list((tmp_path / "home").rglob("*.arrow"))
 
 
+def test_a_download_that_is_cut_off_goes_on(data_folder, tmp_path):
+    """What the client cannot mend is said; the same command then goes on."""
+    files = {str(path.relative_to(data_folder)): path.read_bytes() for path in data_folder.rglob("*") if path.is_file()}
+    with running_hub() as hub:
+        hub.add("datasets", "jat/mix", {path: content for path, content in files.items() if not path.startswith(".")})
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        arguments = command("jat/mix", tmp_path / "jat", "--tasks", "mujoco-pendulum")
+        hub.cuts = repeat(True)
+        result = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
+        )
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        assert "What has arrived is kept: give the same command again to go on" in result.stderr
+        hub.cuts = chain([True, False, True], repeat(False))
+        assert "the model is in" in run(*arguments, env=environment)
+
+
 def kill_after(step, folder, arguments, **kwargs):
     with start(arguments, **kwargs) as process:
         wait_for(folder / f"checkpoints/checkpoint-{step}/trainer_state.json", process)
@@ -213,7 +232,7 @@ def test_a_full_disk_costs_the_checkpoint_that_is_being_written_only(data_folder
     assert process.returncode == 1
     failed = re.search(r"checkpoint-(\d+) could not be written", errors)[1]
     assert "MB are free there" in errors
-    assert "give the same command again to go on" in errors
+    assert "given again, the same command goes on" in errors
     assert not (tmp_path / f"jat/checkpoints/checkpoint-{failed}").exists()
     assert last_whole_checkpoint(tmp_path / "jat/checkpoints").endswith(f"checkpoint-{int(failed) - 2}")
     assert f"going on from {last_whole_checkpoint(tmp_path / 'jat/checkpoints')}" in run(*arguments)
@@ -331,6 +350,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(processor, tmp_path):
         (["--evaluate-tasks", "wikipedia"], "there are no scores of random and expert for wikipedia"),
         (["--prompt-fraction", "2"], "instructed must be a fraction from 0 to 1, got 2.0"),
         (["--learning-rat", "2"], "--learning-rat"),
+        (["--data", str(ROOT / ".ci")], "--data: "),
     ],
 )
 def test_what_cannot_be_trained_is_refused(data_folder, tmp_path, monkeypatch, capsys, arguments, message):
