@@ -8,8 +8,8 @@
 All tasks of the data, or those of --tasks, are trained together, each batch on one of them. Started again after an
 interruption, the training goes on from its last checkpoint with the batches that it would have seen. The output folder
 then holds the model, its processor and their code. Besides the options below, those of transformers' TrainingArguments
-can be given under their own names: --report_to tensorboard, --gradient_checkpointing, --weight_decay 0.1. Needs the
-extra `train`.
+can be given under their own names: --report_to tensorboard, --gradient_checkpointing, --push_to_hub --hub_model_id
+USER/jat. Needs the extra `train`.
 """
 
 import argparse
@@ -42,13 +42,14 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from dataset_builder import get_task, register_from, select_tasks
 from dataset_builder.cards import TRAINING
 from dataset_builder.evaluation import AgentPolicy, evaluate
 from dataset_builder.mixing import FixedWeights, StreamedWindows, TaskBatches, Window, WindowKey, Windows, loss_weight
+from dataset_builder.publish import push_model
 from dataset_builder.scores import expert_yardstick
 from modeling_jat import JatConfig, JatModelForCausalLM
 from processing_jat import JatProcessor
@@ -194,6 +195,14 @@ class MixTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             free = shutil.disk_usage(self.args.output_dir).free
             raise OSError(f"{folder} could not be written ({error}); {free / 1e6:,.0f} MB are free there") from error
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publish a checkpoint as a model that loads, rather than only the files that Trainer knows of."""
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            try:
+                push_model(checkpoint_folder, self.args.hub_model_id, private=self.args.hub_private_repo)
+            except (OSError, httpx2.HTTPError) as error:
+                print(f"{checkpoint_folder} could not be published ({error}); the training goes on", file=sys.stderr)
 
 
 class Progress(ProgressCallback):
@@ -406,6 +415,8 @@ def training_arguments(args: argparse.Namespace, others: list[str]) -> TrainingA
         options |= {"eval_strategy": "steps", "eval_steps": args.save_every, "load_best_model_at_end": True}
         options |= {"metric_for_best_model": "eval_score", "greater_is_better": True}
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    if "--push_to_hub" in others and "--hub_model_id" not in others:
+        raise ValueError("--push_to_hub needs --hub_model_id USER/NAME")
     [parsed] = HfArgumentParser(TrainingArguments, allow_abbrev=False).parse_args_into_dataclasses([*given, *others])
     return parsed
 
@@ -512,6 +523,8 @@ def main() -> int:
         trainer.state.save_to_json(str(args.output / "trainer_state.json"))
         write_training(trainer, args)
         print(f"the model is in {args.output}")
+        if trainer.args.push_to_hub:
+            print(push_model(args.output, trainer.args.hub_model_id, private=trainer.args.hub_private_repo))
     return 0
 
 

@@ -156,7 +156,7 @@ def test_the_best_checkpoint_is_kept(data_folder, tmp_path):
 
 
 def test_training_on_a_stream_from_the_hub(data_folder, tmp_path):
-    """Without a copy on the disk; killed, it goes on as if nothing had been."""
+    """Without a copy on the disk; killed, it goes on as if nothing had been. The model goes there too."""
     files = {str(path.relative_to(data_folder)): path.read_bytes() for path in data_folder.rglob("*") if path.is_file()}
     with running_hub() as hub:
         hub.add("datasets", "jat/mix", {path: content for path, content in files.items() if not path.startswith(".")})
@@ -166,9 +166,17 @@ def test_training_on_a_stream_from_the_hub(data_folder, tmp_path):
         arguments = command("jat/mix", tmp_path / "killed", "--streaming", *tasks)
         kill_after(6, tmp_path / "killed", arguments, env=environment)
         assert "going on from" in run(*arguments, env=environment)
-        run(*command("jat/mix", tmp_path / "jat", "--streaming", *tasks), env=environment)
+        pushed = ["--push_to_hub", "--hub_model_id", "jat/small"]
+        output = run(*command("jat/mix", tmp_path / "jat", "--streaming", *tasks, *pushed), env=environment)
+        assert output.endswith(f"{hub.url}/jat/small\n")
+        files = hub.files("models", "jat/small")
+        commits = len(hub.repositories["models", "jat/small"].commits)
     assert_equal_weights(tmp_path / "killed", tmp_path / "jat")
     assert not list((tmp_path / "home").rglob("*.arrow"))
+    assert commits >= 3  # two checkpoints, and the model
+    assert files["model.safetensors"] == (tmp_path / "jat/model.safetensors").read_bytes()
+    assert {"README.md", "modeling_jat.py", "processing_jat.py", "training.json"} <= set(files)
+    assert not [path for path in files if path.endswith((".bin", ".pt", ".pth"))]
 
 
 def test_a_download_that_is_cut_off_goes_on(data_folder, tmp_path):
@@ -350,6 +358,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(processor, tmp_path):
         (["--evaluate-tasks", "wikipedia"], "there are no scores of random and expert for wikipedia"),
         (["--prompt-fraction", "2"], "instructed must be a fraction from 0 to 1, got 2.0"),
         (["--learning-rat", "2"], "--learning-rat"),
+        (["--push_to_hub"], "--push_to_hub needs --hub_model_id USER/NAME"),
         (["--data", str(ROOT / ".ci")], "--data: "),
     ],
 )
