@@ -7,7 +7,7 @@ number of tasks, in parallel, and goes on where it was interrupted.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +49,7 @@ class AgentPolicy:
         context_window: timesteps that the agent looks back at most.
         prompted: tell the agent its task's instruction.
         remembered: share of the window that the agent remembers when it is full.
+        demonstrate: gives the columns of an episode of a task, which the agent is shown.
     """
 
     def __init__(
@@ -59,22 +60,29 @@ class AgentPolicy:
         context_window: int | None = None,
         prompted: bool = False,
         remembered: float = 0.5,
+        demonstrate: Callable[[TaskSpec], Mapping[str, Any]] | None = None,
     ) -> None:
         self.model, self.processor, self.prompted, self.remembered = model, processor, prompted, remembered
+        self.demonstrate = demonstrate
         self.options = {"deterministic": deterministic, "context_window": context_window}
 
     def reset(self, env: TaskEnv, seed: int) -> None:
         self.begin(env, None)
         self.restart(0, seed)
 
-    def _prompt(self, env: TaskEnv) -> Any:
-        return self.processor(text=env.task.instruction, return_tensors="pt") if self.prompted else None
+    def _prompt(self, task: TaskSpec) -> dict[str, Any]:
+        prompt: dict[str, Any] = {}
+        if self.prompted:
+            prompt |= self.processor(text=task.instruction, return_tensors="pt")
+        if self.demonstrate:
+            prompt |= self.processor.pad([self.demonstrate(task)], task=task.name)
+        return prompt
 
     def act(self, observation: Observation, reward: float | None) -> Action:
         return self.model.get_next_action(self.processor(observation, reward=reward), self.context, **self.options)
 
     def begin(self, env: TaskEnv, num_envs: int | None) -> None:
-        self.context = self.model.reset(env.action_space, num_envs=num_envs, prompt=self._prompt(env))
+        self.context = self.model.reset(env.action_space, num_envs=num_envs, prompt=self._prompt(env.task))
         self.context.remembered = self.remembered
 
     def restart(self, row: int, seed: int) -> None:

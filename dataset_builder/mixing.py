@@ -174,22 +174,35 @@ class Windows:
     def _stretch(
         episodes: Episodes, number: int, length: int, rng: np.random.Generator, at_end: bool = False
     ) -> Window:
-        """A stretch anywhere in an episode, or its last timesteps."""
-        timesteps, begun_before = int(episodes.lengths[number]), int(episodes.begun_before[number])
-        # The reward before the first timestep is known if that begins the episode: it is 0.
-        first = 1 if begun_before and timesteps > 1 else 0
+        """A window anywhere in an episode, or its last timesteps."""
+        timesteps = int(episodes.lengths[number])
         drawn = int(rng.integers(1 - length, timesteps))
-        start = max(timesteps - length if at_end else drawn, first)
-        stop = min(start + length, timesteps)
-        before = min(start, 1)  # the timestep before the stretch has its first reward
-        columns = episodes.read(number, start - before, stop)
-        if before:
-            columns = {column: values if column == "rewards" else values[1:] for column, values in columns.items()}
-        columns["rewards"] = np.append(np.zeros(1 - before, np.float32), columns["rewards"][:-1])
-        if episodes.task.has_images:
-            columns["image_observations"] = np.asarray(columns["image_observations"])
-        place = f"timesteps {start + begun_before} to {stop - 1 + begun_before} of episode {number}"
-        return Window(episodes.task, place, columns)
+        return cut_window(episodes, number, timesteps - length if at_end else drawn, length)
+
+
+def cut_window(episodes: Episodes, number: int, start: int, length: int) -> Window:
+    """So many timesteps of an episode from one on, as far as there are any, with the rewards received before them.
+
+    Args:
+        episodes: of a task.
+        number: of the episode.
+        start: timestep; before the first one that is there, the window begins with that.
+        length: of the window.
+    """
+    timesteps, begun_before = int(episodes.lengths[number]), int(episodes.begun_before[number])
+    # The reward before the first timestep is known if that begins the episode: it is 0.
+    first = 1 if begun_before and timesteps > 1 else 0
+    start = max(start, first)
+    stop = min(start + length, timesteps)
+    before = min(start, 1)  # the timestep before the window has its first reward
+    columns = episodes.read(number, start - before, stop)
+    if before:
+        columns = {column: values if column == "rewards" else values[1:] for column, values in columns.items()}
+    columns["rewards"] = np.append(np.zeros(1 - before, np.float32), columns["rewards"][:-1])
+    if episodes.task.has_images:
+        columns["image_observations"] = np.asarray(columns["image_observations"])
+    place = f"timesteps {start + begun_before} to {stop - 1 + begun_before} of episode {number}"
+    return Window(episodes.task, place, columns)
 
 
 def as_source(dataset: Dataset, name: str) -> Episodes | Texts:

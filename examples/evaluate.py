@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoProcessor
 
 import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
-from dataset_builder import MissingExpertError, TaskSpec, register_from, select_tasks
+from dataset_builder import MissingExpertError, TaskSpec, load_episodes, register_from, select_tasks
 from dataset_builder.evaluation import (
     AgentPolicy,
     ExpertPlayer,
@@ -34,6 +34,7 @@ from dataset_builder.evaluation import (
     run_trials,
 )
 from dataset_builder.executors import EXECUTORS, check_executor
+from dataset_builder.mixing import cut_window
 from dataset_builder.report import EVALUATION, Evaluation, format_evaluation, write_evaluation
 
 
@@ -53,6 +54,8 @@ class AgentPlayer:
         num_envs: environments that it plays at once.
         num_threads: of its process.
         deterministic, context_window, prompted, remembered: see [`AgentPolicy`].
+        demonstrations: folder or Hub repository of data sets; of each task the end of an episode is shown.
+        demonstration_steps: how many timesteps of it.
         register: modules or files that register tasks.
     """
 
@@ -64,6 +67,8 @@ class AgentPlayer:
     context_window: int | None
     prompted: bool
     remembered: float
+    demonstrations: str | None
+    demonstration_steps: int
     register: tuple[str, ...]
 
     def described(self) -> dict[str, Any]:
@@ -74,6 +79,7 @@ class AgentPlayer:
             "context_window": self.context_window,
             "prompted": self.prompted,
             "remembered": self.remembered,
+            "demonstrations": self.demonstrations and [self.demonstrations, self.demonstration_steps],
         }
 
     def load(self, task: TaskSpec) -> AgentPolicy:
@@ -81,7 +87,13 @@ class AgentPlayer:
             register_from(module)
         torch.set_num_threads(self.num_threads)
         options = (self.deterministic, self.context_window, self.prompted, self.remembered)
-        return AgentPolicy(*load_agent(self.model), *options)
+        return AgentPolicy(*load_agent(self.model), *options, self.demonstrate if self.demonstrations else None)
+
+    def demonstrate(self, task: TaskSpec) -> dict[str, Any]:
+        """The end of the first test episode, as a training with --demonstration-fraction shows the end of some."""
+        episodes = load_episodes(self.demonstrations, task, split="test")
+        start = int(episodes.lengths[0]) - self.demonstration_steps
+        return cut_window(episodes, 0, start, self.demonstration_steps).columns
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -119,6 +131,8 @@ def main() -> int:
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="ray: the cluster of RAY_ADDRESS")
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest of discrete actions")
     parser.add_argument("--prompt", action="store_true", help="tell the model each task's instruction")
+    parser.add_argument("--demonstrations", metavar="DATA", help="show it an episode of each task from these data sets")
+    parser.add_argument("--demonstration-steps", type=int, default=64, help="timesteps of those, the last ones")
     parser.add_argument("--context-window", type=int, help="timesteps that the model looks back at most")
     parser.add_argument(
         "--remembered",
@@ -154,6 +168,8 @@ def main() -> int:
                 context_window=args.context_window,
                 prompted=args.prompt,
                 remembered=args.remembered,
+                demonstrations=args.demonstrations,
+                demonstration_steps=args.demonstration_steps,
                 register=tuple(args.register),
             )
             check_log(log, agent.weights)

@@ -93,10 +93,19 @@ def test_the_evaluation_of_another_model_is_not_mixed_with(model_folder, tmp_pat
     assert "choose another --output" in other.stderr
 
 
-def test_prompts_in_training_and_in_acting(train_command, tmp_path):
+def test_prompts_in_training_and_in_acting(train_command, data_folder, tmp_path):
     run(*train_command, tmp_path / "jat", "--prompt-fraction", "0.5", "--tasks", "mujoco-pendulum")
     command = ["examples/evaluate.py", "--model", tmp_path / "jat", "--tasks", "mujoco-pendulum", "--episodes", "2"]
-    assert "mujoco-pendulum" in run(*command, "--prompt")
+
+    def returns(*options):
+        folder = tmp_path / f"scores-{len(options)}"
+        run(*command, "--output", folder, *options)
+        [record] = json.loads((folder / "evaluation.json").read_text())["tasks"]
+        return [episode["total_reward"] for episode in record["episodes"]]
+
+    shown = ["--demonstrations", str(data_folder), "--demonstration-steps", "5"]
+    played = [returns(), returns("--prompt"), returns(*shown), returns("--prompt", *shown)]
+    assert len(set(map(tuple, played))) > 1
 
 
 def test_evaluate_an_expert(tmp_path):
