@@ -165,7 +165,7 @@ class MixTrainer(Trainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         model = self._whole_model().eval()
-        policy = AgentPolicy(model, self.processing_class)
+        policy = AgentPolicy(model, self.processing_class, prompted=self.windows.instructed > 0)
         options = {"num_envs": SELECTION_ENVS, "purpose": "select", "progress": False}
         own_share = self.eval_dataset[self.args.process_index :: self.args.world_size]
         played = [evaluate(policy, task, episodes=SELECTION_EPISODES, **options) for task in own_share]

@@ -11,6 +11,10 @@ import av
 import numpy as np
 import pytest
 from conftest import TASKS
+from hub import running_hub
+from safetensors.torch import load_file
+
+from dataset_builder.report import read_evaluation, task_figures
 
 ROOT = Path(__file__).parent.parent
 SIZES = ["--hidden-size", "64", "--num-layers", "2", "--num-heads", "2", "--window", "16", "--image-window", "2"]
@@ -170,6 +174,27 @@ def test_the_demo(tmp_path):
     weights = (folder / "model.safetensors").read_bytes()
     run("examples/demo.py", "--output", tmp_path / "demo")
     assert (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_twelve_tasks(tmp_path):
+    """Twenty minutes of training on 2 cores: all above random, half of them at half of the expert's score at least."""
+    with running_hub(lfs=(".safetensors", ".mp4")) as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        command = ["examples/demo.py", "--recipe", "twelve", "--output", str(tmp_path), "--repo-id", "jat/twelve"]
+        subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True)
+        load = (
+            "import modeling_jat; from transformers import AutoModel;"
+            f"AutoModel.from_pretrained('jat/twelve').save_pretrained({str(tmp_path / 'loaded')!r})"
+        )
+        subprocess.run([sys.executable, "-c", load], env=environment, check=True)
+    sent, loaded = (load_file(tmp_path / name / "model.safetensors") for name in ("jat", "loaded"))
+    assert all((sent[name] == loaded[name]).all() for name in sent)
+    figures = [task_figures(score) for score in read_evaluation(tmp_path / "jat/evaluation.json").scores]
+    assert len(figures) == 12
+    for task in figures:
+        assert task["return"] - 3 * task["standard_error"] > task["random"], task
+    assert sum(task["normalized"] >= 0.5 for task in figures) >= 6
 
 
 def test_the_table_of_sizes_is_the_benchmarks():
