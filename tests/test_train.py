@@ -53,6 +53,14 @@ def assert_equal_weights(folder, other):
     assert all((weights[name] - others[name]).abs().max() < 1e-5 for name in weights)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """For the processes that are started here: the number of threads decides how sums are rounded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(data_folder, tmp_path_factory):
     """The model after a training of two batches a step."""
@@ -75,7 +83,7 @@ def test_losses_of_every_task_are_logged(trained):
 def test_two_processes_train_like_one_with_the_same_batches(data_folder, trained, tmp_path):
     arguments = command(data_folder, tmp_path / "jat", "--demonstration-fraction", "0.5")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run(*torchrun, *arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run(*torchrun, *arguments)
     for one, two in zip(history(trained), history(tmp_path / "jat"), strict=True):
         names = [name for name in one if name.startswith("loss") or name == "grad_norm"]
         assert names == [name for name in two if name.startswith("loss") or name == "grad_norm"]
@@ -89,7 +97,7 @@ def test_processes_that_share_weights_may_train_on_different_tasks(tmp_path):
     script.write_text(SHARDED)
     arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "examples"), str(ROOT)])
-    output = run(*arguments, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}, timeout=120)
+    output = run(*arguments, env={**os.environ, "PYTHONPATH": paths}, timeout=120)
     assert "largest difference" in output
     assert float(output.split()[-1]) < 1e-5
 
@@ -126,6 +134,7 @@ for name, parameter in models[0].items():
     differences.append((models[1][name].grad.full_tensor() - gradient).abs().max().item())
 if dist.get_rank() == 0:
     print("largest difference", max(differences))
+dist.barrier()
 dist.destroy_process_group()
 """
 
