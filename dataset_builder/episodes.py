@@ -208,6 +208,18 @@ def _array_faults(column: str, values: np.ndarray) -> list[str]:
     return []
 
 
+def check_columns(dataset: Dataset, task: TaskSpec) -> None:
+    """Refuse a data set that lacks columns of its task.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if missing := [column for column in task_features(task) if column not in dataset.column_names]:
+        raise ValueError(
+            f"{task.name}: the data set lacks {', '.join(missing)}; it has {', '.join(dataset.column_names)}"
+        )
+
+
 class Episodes(Sequence):
     """The episodes of a data set, whether each is one row or several.
 
@@ -230,10 +242,7 @@ class Episodes(Sequence):
         self.task = get_task(task) if isinstance(task, str) else task
         if self.task.domain == "text":
             raise ValueError(f"{self.task.name} is a text subset: its rows are texts, not episodes")
-        if missing := [column for column in task_features(self.task) if column not in dataset.column_names]:
-            raise ValueError(
-                f"{self.task.name}: the data set lacks {', '.join(missing)}; it has {', '.join(dataset.column_names)}"
-            )
+        check_columns(dataset, self.task)
         self.rows = dataset.with_format("arrow")
         rewards = dataset.with_format("arrow", columns=["rewards"])
         row_lengths = np.array([len(rewards[row]["rewards"][0].values) for row in range(len(dataset))], np.int64)

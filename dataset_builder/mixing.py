@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from .episodes import Episodes, join_values, task_features
+from .episodes import Episodes, check_columns, join_values
 from .tasks import TaskSpec, get_task
 
 # Timesteps of a window and weights of the losses, as published (Gallouédec et al. 2024, appendix).
@@ -82,10 +82,7 @@ class Texts:
     """
 
     def __init__(self, dataset: Dataset, task: TaskSpec) -> None:
-        if missing := [column for column in task_features(task) if column not in dataset.column_names]:
-            raise ValueError(
-                f"{task.name}: the data set lacks {', '.join(missing)}; it has {', '.join(dataset.column_names)}"
-            )
+        check_columns(dataset, task)
         self.rows = dataset.select_columns(list(task.columns))
 
     @property

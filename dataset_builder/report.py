@@ -364,8 +364,7 @@ def draw_tasks(domains: Mapping[str, Sequence[TaskScore]]) -> Any:
         axes.set_xlim(low, high)
         axes.set_title(domain, loc="left", fontsize=9, fontweight="bold")
         axes.tick_params(labelbottom=axes is panels[-1])
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("0: random, 1: expert, ◆ published JAT")
     return figure
 
@@ -385,8 +384,7 @@ def draw_profiles(domains: Mapping[str, Sequence[TaskScore]]) -> Any:
     axes.axvline(1, color="gray", linewidth=0.7)
     axes.set(xlim=(0, 1.5), ylim=(0, 1.02), xlabel="score, 0: random, 1: expert", ylabel="share of the episodes above")
     axes.legend(frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -414,6 +412,5 @@ def draw_learning(history: Sequence[Mapping[str, Any]]) -> Any:
         panels[1].set(ylim=(0, 1.02), ylabel="score, 1: expert")
     panels[-1].set_xlabel("step")
     for axes in panels:
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure

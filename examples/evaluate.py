@@ -44,6 +44,13 @@ def load_agent(name: str) -> tuple[Any, Any]:
     return AutoModel.from_pretrained(name, dtype=torch.float32), AutoProcessor.from_pretrained(name)
 
 
+@lru_cache(maxsize=1)
+def load_demonstration(data: str, task: TaskSpec, timesteps: int) -> dict[str, Any]:
+    """The end of the first test episode, as a training with --demonstration-fraction shows the end of some."""
+    episodes = load_episodes(data, task, split="test")
+    return cut_window(episodes, 0, int(episodes.lengths[0]) - timesteps, timesteps).columns
+
+
 @dataclass(frozen=True)
 class AgentPlayer:
     """A JAT, in whatever process plays it.
@@ -90,10 +97,7 @@ class AgentPlayer:
         return AgentPolicy(*load_agent(self.model), *options, self.demonstrate if self.demonstrations else None)
 
     def demonstrate(self, task: TaskSpec) -> dict[str, Any]:
-        """The end of the first test episode, as a training with --demonstration-fraction shows the end of some."""
-        episodes = load_episodes(self.demonstrations, task, split="test")
-        start = int(episodes.lengths[0]) - self.demonstration_steps
-        return cut_window(episodes, 0, start, self.demonstration_steps).columns
+        return load_demonstration(self.demonstrations, task, self.demonstration_steps)
 
 
 def digest(model: torch.nn.Module) -> str:

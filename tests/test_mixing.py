@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
+from conftest import Hardest
 from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,26 +149,6 @@ def test_published_weights():
 def test_weights_that_are_none_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         FixedWeights(weights)
-
-
-class Hardest:
-    """Draws the task with the highest loss four times as often as the others."""
-
-    def __init__(self, tasks):
-        self.losses = dict.fromkeys(tasks, 0.0)
-
-    def weights(self):
-        hardest = max(self.losses, key=self.losses.get)
-        return {task: 4.0 if task == hardest else 1.0 for task in self.losses}
-
-    def update(self, losses):
-        self.losses.update(losses)
-
-    def state_dict(self):
-        return {"losses": self.losses}
-
-    def load_state_dict(self, state):
-        self.losses = dict(state["losses"])
 
 
 def training(batches, start, stop, ahead):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import TASKS, make_config
+from conftest import TASKS, Hardest, continuous_batch, make_config
 from datasets import Dataset
 from hub import running_hub
 from PIL import Image
@@ -166,9 +166,8 @@ def test_the_best_checkpoint_is_kept(data_folder, tmp_path):
 
 def test_training_on_a_stream_from_the_hub(data_folder, tmp_path):
     """Without a copy on the disk; killed, it goes on as if nothing had been. The model goes there too."""
-    files = {str(path.relative_to(data_folder)): path.read_bytes() for path in data_folder.rglob("*") if path.is_file()}
     with running_hub() as hub:
-        hub.add("datasets", "jat/mix", {path: content for path, content in files.items() if not path.startswith(".")})
+        hub.add("datasets", "jat/mix", visible_files(data_folder))
         environment = {**os.environ, **hub.environment(tmp_path / "home")}
         environment.pop("HF_HUB_OFFLINE")
         tasks = ["--tasks", "mujoco-pendulum", "atari-pong"]
@@ -190,9 +189,8 @@ def test_training_on_a_stream_from_the_hub(data_folder, tmp_path):
 
 def test_a_download_that_is_cut_off_goes_on(data_folder, tmp_path):
     """What the client cannot mend is said; the same command then goes on."""
-    files = {str(path.relative_to(data_folder)): path.read_bytes() for path in data_folder.rglob("*") if path.is_file()}
     with running_hub() as hub:
-        hub.add("datasets", "jat/mix", {path: content for path, content in files.items() if not path.startswith(".")})
+        hub.add("datasets", "jat/mix", visible_files(data_folder))
         environment = {**os.environ, **hub.environment(tmp_path / "home")}
         arguments = command("jat/mix", tmp_path / "jat", "--tasks", "mujoco-pendulum")
         hub.cuts = repeat(True)
@@ -204,6 +202,12 @@ def test_a_download_that_is_cut_off_goes_on(data_folder, tmp_path):
         assert "What has arrived is kept: give the same command again to go on" in result.stderr
         hub.cuts = chain([True, False, True], repeat(False))
         assert "the model is in" in run(*arguments, env=environment)
+
+
+def visible_files(folder):
+    """The contents of a folder's files by path."""
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(".")}
 
 
 def kill_after(step, folder, arguments, **kwargs):
@@ -316,25 +320,6 @@ def test_texts_and_images_are_trained_beside_tasks(text_processor, tmp_path):
         assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
-class Hardest:
-    """A rule that learns: the task with the highest loss is drawn four times as often."""
-
-    def __init__(self, tasks):
-        self.losses = dict.fromkeys(tasks, 0.0)
-
-    def weights(self):
-        return {task: 4.0 if loss == max(self.losses.values()) else 1.0 for task, loss in self.losses.items()}
-
-    def update(self, losses):
-        self.losses.update(losses)
-
-    def state_dict(self):
-        return {"losses": self.losses}
-
-    def load_state_dict(self, state):
-        self.losses = dict(state["losses"])
-
-
 def test_a_rule_that_learns_is_part_of_the_checkpoints(processor, tmp_path):
     datasets = {task: continuous(task) for task in ("mujoco-pendulum", "mujoco-swimmer")}
     undisturbed = make_trainer(tmp_path / "undisturbed", processor, datasets, Hardest(datasets), steps=12)
@@ -394,8 +379,6 @@ def test_a_model_whose_sizes_do_not_fit_a_task_is_refused(load_task, processor, 
 
 
 def test_a_forward_hook_gives_every_parameter_a_gradient(make_model):
-    from conftest import continuous_batch
-
     model = make_model()
     loss = model(**continuous_batch()).loss
     model.register_forward_hook(use_every_parameter)
