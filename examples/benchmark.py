@@ -1,6 +1,6 @@
-"""Time acting, training and the processor at the published size, beside a plain reference in the same run.
+"""Time acting, evaluation, training and the processor at the published size, beside a plain reference in the same run.
 
-    python examples/benchmark.py            # all; a quarter of an hour on 2 cores
+    python examples/benchmark.py            # all; half an hour on 2 cores
     python examples/benchmark.py sizes      # the table of parameters
     python examples/benchmark.py acting --precision float32
 
@@ -9,6 +9,9 @@ masks, an activation in separate steps, discrete observations embedded at full w
 whole scores. A step of acting passes the last timestep again with the new one (four tokens), decodes the whole
 vocabulary and predicts the next observation. The floor of acting is the time to read the trunk's weights once, at the
 bandwidth measured here; that of training the time of its matrix products, at the rate measured here.
+
+Evaluation is timed as examples/evaluate.py does it, environments and processor included: steps per second with one
+environment, and with 32 in one process and in two.
 
 Ours trains, and prepares batches, with the memory settings of examples/train.py.
 
@@ -19,14 +22,17 @@ other programs: the machine's noise is in every figure.
 import argparse
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from evaluate import AgentPlayer
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,11 +41,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.activations import ACT2FN
 from transformers.masking_utils import eager_mask
 
+from dataset_builder import get_task
+from dataset_builder.evaluation import Trial, run_trials
 from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat
 from processing_jat import JatProcessor
 
+PARTS = ["sizes", "acting", "evaluation", "training", "processor"]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FIRST_STEP, LAST_STEP = 50, 150  # of an episode; these are timed
+EVALUATED = ("atari-pong", "babyai-go-to", "metaworld-reach")
 
 
 def observations(kind: str, batch: int, length: int) -> dict[str, torch.Tensor]:
@@ -207,6 +217,31 @@ def training(kind: str, precision: str, runs: int, model_class: type[JatModelFor
     return training_ms(model, batch, PRECISIONS[precision], runs)
 
 
+def evaluation(task: str, model: str, precision: str, num_envs: int, num_workers: int) -> float:
+    """Timesteps a second of an evaluation, from when all of its processes play to its end."""
+    player = AgentPlayer(
+        model=model,
+        weights="random",
+        dtype=precision,
+        device="cpu",
+        num_envs=num_envs // num_workers,
+        num_threads=torch.get_num_threads() // num_workers,
+        deterministic=False,
+        context_window=None,
+        prompted=False,
+        remembered=0.5,
+        demonstrations=None,
+        demonstration_steps=0,
+        register=(),
+    )
+    trial = Trial(get_task(task), player, episodes=4 * num_envs, max_episode_steps=LAST_STEP)
+    with tempfile.TemporaryDirectory() as folder:
+        [(_, score)] = run_trials([trial], Path(folder) / "log.jsonl", num_workers=num_workers, progress=False)
+    # An episode's seconds are its share of its process's time.
+    seconds = sum(episode.seconds for episode in score.episodes) / num_workers
+    return sum(episode.timesteps for episode in score.episodes) / seconds
+
+
 def row(name: str, *cells: str) -> None:
     print("| " + " | ".join([name.ljust(34), *(cell.rjust(12) for cell in cells)]) + " |", flush=True)
 
@@ -234,6 +269,24 @@ def benchmark_acting(precisions: list[str]) -> None:
     for precision in precisions:
         cost, _ = apart(forgetting, precision)
         print(f"forgetting half a window, {precision}: {cost:.0f} ms every {half} steps, {cost / half:.1f} ms a step")
+
+
+def benchmark_evaluation(precisions: list[str]) -> None:
+    header("1", "32", "ratio", "2 x 16", "ratio")
+    processor = JatProcessor.from_texts(["reach the goal"], 300)
+    with tempfile.TemporaryDirectory() as folder:
+        JatModelForCausalLM(JatConfig.small()).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for task in EVALUATED:
+            for precision in precisions:
+                one, at_once, in_two = (
+                    apart(evaluation, task, folder, precision, num_envs, num_workers)[0]
+                    for num_envs, num_workers in ((1, 1), (32, 1), (32, 2))
+                )
+                row(
+                    f"{task}, {precision}", f"{one:.0f} steps/s", f"{at_once:.0f} steps/s", f"{at_once / one:.1f}",
+                    f"{in_two:.0f} steps/s", f"{in_two / one:.1f}",
+                )  # fmt: skip
 
 
 def benchmark_training(precisions: list[str], runs: int) -> None:
@@ -302,16 +355,18 @@ def benchmark_sizes() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["sizes", "acting", "training", "processor"], help="default: all")
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="default: all")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--runs", type=int, default=3, help="of each training step")
     args = parser.parse_args()
-    parts = args.parts or ["sizes", "acting", "training", "processor"]
+    parts = args.parts or PARTS
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     if "sizes" in parts:
         benchmark_sizes()
     if "acting" in parts:
         benchmark_acting(args.precision)
+    if "evaluation" in parts:
+        benchmark_evaluation(args.precision)
     if "training" in parts:
         benchmark_training(args.precision, args.runs)
     if "processor" in parts:

@@ -63,7 +63,8 @@ RECIPES = {
         },
         training="""
             --hidden-size 128 --num-layers 4 --num-heads 4 --window 64 --image-window 8
-            --steps 2200 --gradient-accumulation 4
+            --steps 2400 --gradient-accumulation 4 --task-weights babyai-go-to-red-ball-no-dists=0.5 mujoco-swimmer=0.5
+            metaworld-reach=2 metaworld-drawer-close=2 metaworld-button-press-topdown=2
         """,
         remark="Twenty minutes are little: more steps, and more episodes of the games, make all of them better.",
     ),

@@ -39,9 +39,9 @@ from dataset_builder.report import EVALUATION, Evaluation, format_evaluation, wr
 
 
 @lru_cache(maxsize=1)
-def load_agent(name: str) -> tuple[Any, Any]:
+def load_agent(name: str, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
     """A model and its processor."""
-    return AutoModel.from_pretrained(name, dtype=torch.float32), AutoProcessor.from_pretrained(name)
+    return AutoModel.from_pretrained(name, dtype=dtype).to(device), AutoProcessor.from_pretrained(name)
 
 
 @lru_cache(maxsize=1)
@@ -58,6 +58,8 @@ class AgentPlayer:
     Args:
         model: folder or Hub repository.
         weights: their digest.
+        dtype: that it computes in, a name of torch's.
+        device: where it computes.
         num_envs: environments that it plays at once.
         num_threads: of its process.
         deterministic, context_window, prompted, remembered: see [`AgentPolicy`].
@@ -68,6 +70,8 @@ class AgentPlayer:
 
     model: str
     weights: str
+    dtype: str
+    device: str
     num_envs: int
     num_threads: int
     deterministic: bool
@@ -82,6 +86,7 @@ class AgentPlayer:
         return {
             "policy": "jat",
             "weights": self.weights,
+            "dtype": self.dtype,
             "deterministic": self.deterministic,
             "context_window": self.context_window,
             "prompted": self.prompted,
@@ -93,8 +98,9 @@ class AgentPlayer:
         for module in self.register:
             register_from(module)
         torch.set_num_threads(self.num_threads)
+        agent = load_agent(self.model, self.dtype, self.device)
         options = (self.deterministic, self.context_window, self.prompted, self.remembered)
-        return AgentPolicy(*load_agent(self.model), *options, self.demonstrate if self.demonstrations else None)
+        return AgentPolicy(*agent, *options, self.demonstrate if self.demonstrations else None)
 
     def demonstrate(self, task: TaskSpec) -> dict[str, Any]:
         return load_demonstration(self.demonstrations, task, self.demonstration_steps)
@@ -133,6 +139,8 @@ def main() -> int:
     parser.add_argument("--num-envs", type=int, default=10, help="environments that the model plays at once")
     parser.add_argument("--num-workers", type=int, default=1, help="processes of the local executor")
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="ray: the cluster of RAY_ADDRESS")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest of discrete actions")
     parser.add_argument("--prompt", action="store_true", help="tell the model each task's instruction")
     parser.add_argument("--demonstrations", metavar="DATA", help="show it an episode of each task from these data sets")
@@ -166,6 +174,8 @@ def main() -> int:
             agent = AgentPlayer(
                 model=args.model,
                 weights=digest(model),
+                dtype=args.dtype,
+                device=args.device,
                 num_envs=min(args.num_envs, args.episodes),
                 num_threads=max(1, (os.cpu_count() or 1) // args.num_workers),
                 deterministic=args.deterministic,

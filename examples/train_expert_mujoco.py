@@ -2,10 +2,10 @@
 
     python examples/train_expert_mujoco.py --tasks mujoco-hopper mujoco-walker --num-workers 2
 
-The network so far is played for a few episodes forty times during the training, and written to the package if it is
-the best yet. The whole state of the training is saved beside it, in --checkpoints: the same command goes on after an
-interruption. At the end the best network is measured on 100 episodes of unseen seeds, beside the published expert.
-Needs the extra `train`.
+Forty times during the training, the network so far is played for some ten thousand timesteps, and written to the
+package if it is the best yet. The whole state of the training is saved beside it, in --checkpoints: the same command
+goes on after an interruption. At the end the best network is measured on 100 episodes of unseen seeds, beside the
+published expert. Needs the extra `train`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dataset_builder import get_task, make_env
+from dataset_builder import TaskSpec, get_task, make_env
 from dataset_builder.evaluation import evaluate
 from dataset_builder.executors import map_unordered
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
@@ -67,21 +67,21 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mujoco-humanoid": {**BIG, "timesteps": 20_000_000},
     "mujoco-standup": {**BIG, "timesteps": 10_000_000},
 }
-EVALUATIONS, EVALUATION_EPISODES = 40, 10
+EVALUATIONS, EVALUATION_TIMESTEPS = 40, 10_000
 
 
 class KeepBest(BaseCallback):
     """Plays the network now and then, keeps the best one in the package's file format, and saves the training.
 
     Args:
-        task: name of the task.
+        task: the task.
         path: of the best network's file.
         checkpoint: file of the training's state.
         metadata: of the network's file.
         every: timesteps between evaluations.
     """
 
-    def __init__(self, task: str, path: Path, checkpoint: Path, metadata: dict[str, str], every: int) -> None:
+    def __init__(self, task: TaskSpec, path: Path, checkpoint: Path, metadata: dict[str, str], every: int) -> None:
         super().__init__()
         self.task, self.path, self.checkpoint, self.metadata, self.every = task, path, checkpoint, metadata, every
         self.best = -np.inf
@@ -103,13 +103,13 @@ class KeepBest(BaseCallback):
     def evaluate(self) -> None:
         candidate = self.checkpoint.with_suffix(".safetensors")
         export(self.model, candidate, {**self.metadata, "timesteps": str(self.num_timesteps)})
-        options = {"episodes": EVALUATION_EPISODES, "purpose": "select", "progress": False}
+        options = {"episodes": EVALUATION_TIMESTEPS // self.task.horizon, "purpose": "select", "progress": False}
         mean = evaluate(read_network(candidate), self.task, **options).mean
         if mean > self.best:
             self.best = mean
             candidate.replace(self.path)
         print(
-            f"{self.task:24} {self.num_timesteps:>10,} timesteps  return {mean:10.2f}  best {self.best:10.2f}",
+            f"{self.task.name:24} {self.num_timesteps:>10,} timesteps  return {mean:10.2f}  best {self.best:10.2f}",
             flush=True,
         )
         save(self.model, self.best, self.checkpoint)
@@ -209,7 +209,7 @@ def train(task_name: str, args: argparse.Namespace) -> str:
         device="cpu",
         **recipe,
     )
-    keep_best = KeepBest(task.name, path, checkpoint, metadata, every=timesteps // EVALUATIONS)
+    keep_best = KeepBest(task, path, checkpoint, metadata, every=timesteps // EVALUATIONS)
     if checkpoint.exists():
         keep_best.best = restore(model, checkpoint)
         print(f"{task.name}: going on at {model.num_timesteps:,} timesteps", flush=True)

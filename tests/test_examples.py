@@ -86,6 +86,19 @@ def test_an_evaluation_goes_on(model_folder, tmp_path):
     np.testing.assert_allclose(returns(tmp_path / "killed"), returns(tmp_path / "undisturbed"), rtol=1e-5)
 
 
+def test_half_precision_plays_its_own_episodes(model_folder, tmp_path):
+    """Close to those of float32, which the folder holds already, but other ones."""
+    command = ["examples/evaluate.py", "--model", model_folder, "--tasks", "mujoco-reacher", "--episodes", "2"]
+    run(*command, "--output", tmp_path)
+    run(*command, "--output", tmp_path, "--dtype", "bfloat16")
+    log = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    returns = {
+        dtype: [line["total_reward"] for line in log if line["dtype"] == dtype] for dtype in ("float32", "bfloat16")
+    }
+    assert returns["float32"] != returns["bfloat16"]
+    np.testing.assert_allclose(*returns.values(), rtol=0.1)
+
+
 def test_the_evaluation_of_another_model_is_not_mixed_with(model_folder, tmp_path):
     command = [sys.executable, "examples/evaluate.py", "--tasks", "mujoco-pendulum", "--episodes", "1"]
     options = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
