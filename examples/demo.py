@@ -54,7 +54,7 @@ RECIPES = {
             ("babyai-go-to-red-ball-no-dists", "babyai-go-to-red-ball", "babyai-open-red-door"): "--episodes 500",
             (
                 "metaworld-reach",
-                "metaworld-drawer-close",
+                "metaworld-door-close",
                 "metaworld-button-press-topdown",
             ): "--episodes 60 --action-noise 0.3",
             ("mujoco-reacher",): "--episodes 400",
@@ -64,7 +64,7 @@ RECIPES = {
         training="""
             --hidden-size 128 --num-layers 4 --num-heads 4 --window 64 --image-window 8
             --steps 2400 --gradient-accumulation 4 --task-weights babyai-go-to-red-ball-no-dists=0.5 mujoco-swimmer=0.5
-            metaworld-reach=2 metaworld-drawer-close=2 metaworld-button-press-topdown=2
+            metaworld-reach=2 metaworld-door-close=2 metaworld-button-press-topdown=2
         """,
         remark="Twenty minutes are little: more steps, and more episodes of the games, make all of them better.",
     ),
@@ -75,6 +75,7 @@ def steps(recipe: Recipe, output: Path, repo_id: str | None) -> list[tuple[str, 
     """What each command does, and the command."""
     data, model, python = str(output / "data"), str(output / "jat"), [sys.executable]
     build = [*python, "-m", "dataset_builder", "build", "--output", data, "--num-workers", "2"]
+    evaluate = [*python, "examples/evaluate.py", "--model", model]
     found = [
         (f"Experts play {', '.join(tasks)}", [*build, "--tasks", *tasks, *options.split()])
         for tasks, options in recipe.builds.items()
@@ -86,7 +87,7 @@ def steps(recipe: Recipe, output: Path, repo_id: str | None) -> list[tuple[str, 
         ),
         (
             "It is evaluated in all environments, on starts that are in no data",
-            [*python, "examples/evaluate.py", "--model", model, "--tasks", *recipe.tasks, "--num-envs", "20"],
+            [*evaluate, "--tasks", *recipe.tasks, "--num-envs", "20", "--num-workers", "2"],
         ),
         ("It is filmed, and all that was measured becomes a page and a card", [*python, "examples/report.py", model]),
     ]

@@ -1,11 +1,11 @@
-"""Train the network that is the expert of a MuJoCo task, with PPO from Stable-Baselines3.
+"""Train the network that is the expert of a MuJoCo task, with PPO or SAC from Stable-Baselines3.
 
     python examples/train_expert_mujoco.py --tasks mujoco-hopper mujoco-walker --num-workers 2
 
-Forty times during the training, the network so far is played for some ten thousand timesteps, and written to the
-package if it is the best yet. The whole state of the training is saved beside it, in --checkpoints: the same command
-goes on after an interruption. At the end the best network is measured on 100 episodes of unseen seeds, beside the
-published expert. Needs the extra `train`.
+Up to forty times during the training, the network so far is played for some ten thousand timesteps, and written to the
+package if it is the best yet. The state of the training is saved too, in --checkpoints: the same command goes on after
+an interruption; SAC then fills its memory of transitions anew. At the end the best network is measured on 100 episodes
+of unseen seeds, beside the published expert. Needs the extra `train`.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import gymnasium
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -31,10 +32,11 @@ from dataset_builder.scores import reference_scores
 from dataset_builder.shards import whole_file
 
 # Small batches and many epochs, for tasks that are learnt from few timesteps.
-SMALL = {"num_envs": 16, "n_steps": 128, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4}
+SMALL = {"algorithm": "PPO", "num_envs": 16, "n_steps": 128, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4}
 # Big batches, few epochs and a high learning rate, as in the published experts' Sample Factory (Petrenko et al. 2020):
 # the simulator takes nearly all of the time.
 BIG = {
+    "algorithm": "PPO",
     "num_envs": 64,
     "n_steps": 64,
     "batch_size": 1024,
@@ -43,6 +45,20 @@ BIG = {
     "vf_coef": 1.3,
     "max_grad_norm": 3.5,
 }
+# From a memory of transitions, for what better gradients reach and more timesteps do not. A gradient step for every
+# four timesteps of the simulator costs as much as these.
+MEMORY = {
+    "algorithm": "SAC",
+    "num_envs": 16,
+    "train_freq": 1,
+    "gradient_steps": 4,
+    "batch_size": 256,
+    "buffer_size": 300_000,
+    "learning_starts": 10_000,
+    "learning_rate": 1e-3,
+    "ent_coef": "auto_0.05",
+    "policy_kwargs": {"net_arch": [128, 128]},
+}
 # A long discount and a smoother advantage let the swimmer see a whole stroke (Franceschetti et al. 2022,
 # arXiv 2207.03932); a short one suits the reacher's 50 timesteps.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -50,8 +66,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mujoco-doublependulum": {**SMALL, "timesteps": 500_000, "batch_size": 256},
     "mujoco-reacher": {**SMALL, "timesteps": 1_000_000, "gamma": 0.95},
     "mujoco-swimmer": {**SMALL, "timesteps": 1_000_000, "gamma": 0.9999, "gae_lambda": 0.98},
-    "mujoco-hopper": {**SMALL, "timesteps": 1_500_000, "log_std_init": -0.5},
-    "mujoco-pusher": {**SMALL, "timesteps": 5_000_000, "gamma": 0.95},
+    "mujoco-hopper": {**SMALL, "timesteps": 1_500_000, "policy_kwargs": {"log_std_init": -0.5}},
+    "mujoco-pusher": {**MEMORY, "timesteps": 1_000_000, "gamma": 0.98},
     # Little noise keeps the cheetah off its back; small steps, then, for the noise shrinks (RL Baselines3 Zoo).
     "mujoco-halfcheetah": {
         **SMALL,
@@ -60,12 +76,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_range": 0.1,
         "gamma": 0.98,
         "gae_lambda": 0.92,
-        "log_std_init": -2.0,
+        "policy_kwargs": {"log_std_init": -2.0},
     },
     "mujoco-walker": {**BIG, "timesteps": 10_000_000},
     "mujoco-ant": {**BIG, "timesteps": 10_000_000},
     "mujoco-humanoid": {**BIG, "timesteps": 20_000_000},
-    "mujoco-standup": {**BIG, "timesteps": 10_000_000},
+    "mujoco-standup": {**MEMORY, "timesteps": 1_000_000, "learning_rate": 3e-4},
 }
 EVALUATIONS, EVALUATION_TIMESTEPS = 40, 10_000
 
@@ -115,7 +131,7 @@ class KeepBest(BaseCallback):
         save(self.model, self.best, self.checkpoint)
 
 
-def export(model: PPO, path: Path, metadata: dict[str, str]) -> None:
+def export(model: BaseAlgorithm, path: Path, metadata: dict[str, str]) -> None:
     """Write the policy network and its observation normaliser as safetensors."""
     normaliser = model.get_vec_normalize_env()
     tensors = {
@@ -125,22 +141,28 @@ def export(model: PPO, path: Path, metadata: dict[str, str]) -> None:
     for i, layer in enumerate(policy_layers(model)):
         tensors[f"layers.{i}.weight"] = layer.weight.detach().numpy()
         tensors[f"layers.{i}.bias"] = layer.bias.detach().numpy()
+    if isinstance(model, SAC):
+        tensors["action_scale"] = model.action_space.high  # the bounds of MuJoCo's actions lie around 0
+        metadata = {**metadata, "activation": "relu"}
     save_file(tensors, path, metadata)
 
 
-def policy_layers(model: PPO) -> list[torch.nn.Linear]:
-    hidden = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)]
-    return [*hidden, model.policy.action_net]
+def policy_layers(model: BaseAlgorithm) -> list[torch.nn.Linear]:
+    if isinstance(model, SAC):
+        hidden, last = model.actor.latent_pi, model.actor.mu
+    else:
+        hidden, last = model.policy.mlp_extractor.policy_net, model.policy.action_net
+    return [*(layer for layer in hidden if isinstance(layer, torch.nn.Linear)), last]
 
 
-def save(model: PPO, best: float, path: Path) -> None:
-    """Write all that the training needs to go on; only the episodes that were being played are begun anew."""
+def save(model: BaseAlgorithm, best: float, path: Path) -> None:
+    """Write what the training needs to go on; the episodes that were being played are begun anew."""
     normaliser = model.get_vec_normalize_env()
     state = {
         "timesteps": model.num_timesteps,
         "best": best,
-        "policy": model.policy.state_dict(),
-        "optimizer": model.policy.optimizer.state_dict(),
+        "parameters": model.get_parameters(),
+        "log_ent_coef": model.log_ent_coef.detach() if isinstance(model, SAC) else None,
         "statistics": {
             name: {field: torch.as_tensor(value) for field, value in vars(statistics).items()}
             for name, statistics in (("obs_rms", normaliser.obs_rms), ("ret_rms", normaliser.ret_rms))
@@ -150,19 +172,21 @@ def save(model: PPO, best: float, path: Path) -> None:
         torch.save(state, file)
 
 
-def restore(model: PPO, path: Path) -> float:
+def restore(model: BaseAlgorithm, path: Path) -> float:
     """Go on from what `save` wrote; returns the best return so far."""
     state = torch.load(path, weights_only=True)
     model.num_timesteps = state["timesteps"]
-    model.policy.load_state_dict(state["policy"])
-    model.policy.optimizer.load_state_dict(state["optimizer"])
+    model.set_parameters(state["parameters"])
     for name, statistics in state["statistics"].items():
         for field, value in statistics.items():
             setattr(getattr(model.get_vec_normalize_env(), name), field, value.numpy())
+    if isinstance(model, SAC):
+        model.log_ent_coef.data.copy_(state["log_ent_coef"])
+        model.learning_starts += model.num_timesteps  # its memory is empty
     return state["best"]
 
 
-def start_from(model: PPO, path: Path) -> None:
+def start_from(model: BaseAlgorithm, path: Path) -> None:
     """Begin with a network of the package instead of a random one; the value function is learnt anew."""
     tensors = load_file(path)
     statistics = model.get_vec_normalize_env().obs_rms
@@ -187,7 +211,7 @@ def train(task_name: str, args: argparse.Namespace) -> str:
     metadata = {
         "task": task.name,
         "environment": task.env_id,
-        "algorithm": "PPO (Stable-Baselines3)",
+        "algorithm": f"{recipe['algorithm']} (Stable-Baselines3)",
         "hyperparameters": ", ".join(f"{key}={value}" for key, value in recipe.items()),
         "seed": str(args.seed),
         "command": command + (f" --timesteps {args.timesteps}" if args.timesteps else ""),
@@ -197,19 +221,18 @@ def train(task_name: str, args: argparse.Namespace) -> str:
         ),
     }
 
-    timesteps, num_envs = recipe.pop("timesteps"), recipe.pop("num_envs")
-    learning_rate, log_std = recipe.pop("learning_rate"), recipe.pop("log_std_init", 0.0)
+    algorithm = {"PPO": PPO, "SAC": SAC}[recipe.pop("algorithm")]
+    timesteps, num_envs, learning_rate = (recipe.pop(name) for name in ("timesteps", "num_envs", "learning_rate"))
     envs = make_vec_env(lambda: gymnasium.wrappers.FlattenObservation(make_env(task)), num_envs, seed=args.seed)
-    model = PPO(
+    model = algorithm(
         "MlpPolicy",
         VecNormalize(envs, gamma=recipe.get("gamma", 0.99), clip_obs=OBSERVATION_LIMIT),
         learning_rate=lambda remaining: learning_rate * remaining,
-        policy_kwargs={"log_std_init": log_std},
         seed=args.seed,
         device="cpu",
         **recipe,
     )
-    keep_best = KeepBest(task, path, checkpoint, metadata, every=timesteps // EVALUATIONS)
+    keep_best = KeepBest(task, path, checkpoint, metadata, max(timesteps // EVALUATIONS, EVALUATION_TIMESTEPS))
     if checkpoint.exists():
         keep_best.best = restore(model, checkpoint)
         print(f"{task.name}: going on at {model.num_timesteps:,} timesteps", flush=True)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from teach_expert_atari import Emulator
 
 from dataset_builder import make_env, rollout
+from dataset_builder.evaluation import evaluate
 from dataset_builder.experts.network import read_network
 from dataset_builder.scores import reference_scores
 
@@ -58,16 +59,21 @@ def test_the_same_seed_trains_the_same_network_of_atari(tmp_path):
     assert trained[0] == trained[1]
 
 
-def test_a_network_of_mujoco_goes_on_and_learns(tmp_path):
-    options = ["--tasks", "mujoco-pendulum", "--output", ".", "--episodes", "5"]
-    output = train("mujoco", tmp_path, *options, "--timesteps", "20000")
-    assert "20,480 timesteps" in output
-    output = train("mujoco", tmp_path, *options, "--timesteps", "40000")
-    assert "going on at 20,480 timesteps" in output
-    path = tmp_path / "mujoco-pendulum.safetensors"
-    assert metadata(path)["command"].startswith("python examples/train_expert_mujoco.py --tasks mujoco-pendulum")
-    with make_env("mujoco-pendulum") as env:
-        assert rollout(env, read_network(path), 1).total_reward > 10 * reference_scores("mujoco-pendulum").random
+@pytest.mark.parametrize(
+    ("task", "first", "then"), [("mujoco-pendulum", 20_480, 40_960), ("mujoco-pusher", 11_200, 22_400)]
+)
+def test_a_network_of_mujoco_goes_on_and_learns(tmp_path, task, first, then):
+    """PPO, and SAC, which begins to learn after 10,000 timesteps."""
+    options = ["--tasks", task, "--output", ".", "--episodes", "5", "--timesteps"]
+    output = train("mujoco", tmp_path, *options, str(first))
+    assert f"{first:,} timesteps" in output
+    output = train("mujoco", tmp_path, *options, str(then))
+    assert f"going on at {first:,} timesteps" in output
+    path = tmp_path / f"{task}.safetensors"
+    assert metadata(path)["command"].startswith(f"python examples/train_expert_mujoco.py --tasks {task}")
+    score = evaluate(read_network(path), task, episodes=10, progress=False)
+    published = reference_scores(task)
+    assert score.mean > published.random + 0.1 * (published.expert - published.random)
 
 
 @pytest.mark.parametrize("domain", ["atari", "mujoco"])

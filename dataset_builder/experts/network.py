@@ -3,7 +3,8 @@
 A file holds one network; its metadata say how it was trained. Two kinds:
 
 - of vectors: `observation_mean` and `observation_std`, then `layers.N.weight` (outputs, inputs) and `layers.N.bias`,
-  with tanh between them; `examples/train_expert_mujoco.py` writes such files.
+  with the activation between them that the metadata `activation` names, tanh if none; where there is `action_scale`,
+  the action is tanh of the outputs times that. `examples/train_expert_mujoco.py` writes such files.
 - of images, divided by 255: `convolutions.N.weight` (outputs, inputs, height, width) and `.bias`, then layers as above,
   in half precision, with rectifiers between them. The metadata `strides` are those of the convolutions; `temperature`
   is that of the distribution over the actions, 0 to take the likeliest. `examples/train_expert_atari.py` writes such
@@ -55,6 +56,7 @@ class Network:
         strides: of the convolutions.
         mean, std: of the input, by which it is normalised; images channels first.
         limit: of the normalised input.
+        scale: of the outputs, after tanh; None to leave them as they are.
     """
 
     layers: Sequence[Weights]
@@ -64,6 +66,7 @@ class Network:
     mean: np.ndarray | float = 0.0
     std: np.ndarray | float = 1.0
     limit: float = np.inf
+    scale: np.ndarray | None = None
 
     # Too small for several threads: beside other work, their waiting for each other takes a hundred times as long.
     @_THREADS.wrap(limits=1, user_api="blas")
@@ -82,7 +85,8 @@ class Network:
         *hidden, (last_weight, last_bias) = self.layers
         for weight, bias in hidden:
             x = self.activation(weight @ x + bias)
-        return last_weight @ x + last_bias
+        x = last_weight @ x + last_bias
+        return x if self.scale is None else np.tanh(x) * self.scale
 
 
 class NetworkPolicy:
@@ -133,10 +137,11 @@ def read_network(path: str | Path) -> NetworkPolicy:
         return NetworkPolicy(network, "image_observation", float(metadata["temperature"]))
     network = Network(
         layers=stacked("layers"),
-        activation=tanh,
+        activation={"tanh": tanh, "relu": relu}[metadata.get("activation", "tanh")],
         mean=tensors["observation_mean"],
         std=tensors["observation_std"],
         limit=OBSERVATION_LIMIT,
+        scale=tensors.get("action_scale"),
     )
     return NetworkPolicy(network, "continuous_observation")
 
