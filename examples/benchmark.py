@@ -1,6 +1,6 @@
 """Time acting, evaluation, training and the processor at the published size, beside a plain reference in the same run.
 
-    python examples/benchmark.py            # all; half an hour on 2 cores
+    python examples/benchmark.py            # all; more than half an hour on 2 cores
     python examples/benchmark.py sizes      # the table of parameters
     python examples/benchmark.py acting --precision float32
 
@@ -226,13 +226,6 @@ def evaluation(task: str, model: str, precision: str, num_envs: int, num_workers
         device="cpu",
         num_envs=num_envs // num_workers,
         num_threads=torch.get_num_threads() // num_workers,
-        deterministic=False,
-        context_window=None,
-        prompted=False,
-        remembered=0.5,
-        demonstrations=None,
-        demonstration_steps=0,
-        register=(),
     )
     trial = Trial(get_task(task), player, episodes=4 * num_envs, max_episode_steps=LAST_STEP)
     with tempfile.TemporaryDirectory() as folder:

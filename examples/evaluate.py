@@ -39,7 +39,7 @@ from dataset_builder.report import EVALUATION, Evaluation, format_evaluation, wr
 
 
 @lru_cache(maxsize=1)
-def load_agent(name: str, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+def load_agent(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     """A model and its processor."""
     return AutoModel.from_pretrained(name, dtype=dtype).to(device), AutoProcessor.from_pretrained(name)
 
@@ -74,13 +74,13 @@ class AgentPlayer:
     device: str
     num_envs: int
     num_threads: int
-    deterministic: bool
-    context_window: int | None
-    prompted: bool
-    remembered: float
-    demonstrations: str | None
-    demonstration_steps: int
-    register: tuple[str, ...]
+    deterministic: bool = False
+    context_window: int | None = None
+    prompted: bool = False
+    remembered: float = 0.5
+    demonstrations: str | None = None
+    demonstration_steps: int = 64
+    register: tuple[str, ...] = ()
 
     def described(self) -> dict[str, Any]:
         return {
@@ -170,7 +170,7 @@ def main() -> int:
         check_executor(args.executor)
         players: list[AgentPlayer | ExpertPlayer]
         if args.model:
-            model, _ = load_agent(args.model)
+            model, _ = load_agent(args.model, "float32", "cpu")
             agent = AgentPlayer(
                 model=args.model,
                 weights=digest(model),

@@ -207,11 +207,12 @@ def train(task_name: str, args: argparse.Namespace) -> str:
     recipe = {**RECIPES[task.name]}
     if args.timesteps:
         recipe["timesteps"] = args.timesteps
+    algorithm = recipe.pop("algorithm")
     command = f"python examples/train_expert_mujoco.py --tasks {task.name} --seed {args.seed}"
     metadata = {
         "task": task.name,
         "environment": task.env_id,
-        "algorithm": f"{recipe['algorithm']} (Stable-Baselines3)",
+        "algorithm": f"{algorithm} (Stable-Baselines3)",
         "hyperparameters": ", ".join(f"{key}={value}" for key, value in recipe.items()),
         "seed": str(args.seed),
         "command": command + (f" --timesteps {args.timesteps}" if args.timesteps else ""),
@@ -221,10 +222,9 @@ def train(task_name: str, args: argparse.Namespace) -> str:
         ),
     }
 
-    algorithm = {"PPO": PPO, "SAC": SAC}[recipe.pop("algorithm")]
     timesteps, num_envs, learning_rate = (recipe.pop(name) for name in ("timesteps", "num_envs", "learning_rate"))
     envs = make_vec_env(lambda: gymnasium.wrappers.FlattenObservation(make_env(task)), num_envs, seed=args.seed)
-    model = algorithm(
+    model = {"PPO": PPO, "SAC": SAC}[algorithm](
         "MlpPolicy",
         VecNormalize(envs, gamma=recipe.get("gamma", 0.99), clip_obs=OBSERVATION_LIMIT),
         learning_rate=lambda remaining: learning_rate * remaining,
