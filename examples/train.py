@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import httpx2
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset
+from huggingface_hub.errors import StrictDataclassError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -290,23 +292,58 @@ def select_played(patterns: list[str]) -> list[str]:
     return names
 
 
-def make_model(args: argparse.Namespace, processor: JatProcessor) -> JatModelForCausalLM:
+def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatModelForCausalLM, JatProcessor]:
+    """The model and its processor: new ones, or those to go on from.
+
+    Raises:
+        ValueError: if `--config` does not fit.
+    """
     if args.init_from:
-        return AutoModel.from_pretrained(args.init_from, dtype=torch.float32)
-    tokenizer = processor.tokenizer
-    return JatModelForCausalLM(
-        JatConfig(
-            hidden_size=args.hidden_size,
-            num_layers=args.num_layers,
-            num_heads=args.num_heads,
-            max_position_embeddings=2 * args.window + (PROMPT_TOKENS if args.prompt_fraction else 0),
-            continuous_action_head=args.continuous_action_head,
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        model = AutoModel.from_pretrained(args.init_from, dtype=torch.float32)
+        return model, AutoProcessor.from_pretrained(args.init_from)
+    sizes = {
+        "hidden_size": args.hidden_size,
+        "num_layers": args.num_layers,
+        "num_heads": args.num_heads,
+        "max_position_embeddings": 2 * args.window + (PROMPT_TOKENS if args.prompt_fraction else 0),
+    }
+    try:
+        config = JatConfig(**sizes, **parse_config(args.config))
+    except (TypeError, StrictDataclassError) as error:
+        raise ValueError(f"--config: {error}") from error
+    processor = JatProcessor.from_texts(
+        vocabulary_texts(datasets),
+        args.vocab_size,
+        model_max_length=2 * args.window,
+        image_size=config.image_size,
+        image_seq_length=config.num_patches,
+        max_continuous_size=config.max_continuous_size,
+        max_discrete_size=config.max_discrete_value,
+        rescale_observations=False,
     )
+    tokenizer = processor.tokenizer
+    config.vocab_size = len(tokenizer)
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, token, getattr(tokenizer, token))
+    return JatModelForCausalLM(config), processor
+
+
+def parse_config(pairs: list[str]) -> dict[str, Any]:
+    """Fields of JatConfig, their values as in JSON or plain words.
+
+    Raises:
+        ValueError: if there is no such field.
+    """
+    found = {}
+    for name, _, value in (pair.partition("=") for pair in pairs):
+        if name not in (known := JatConfig.__dataclass_fields__):
+            hint = "".join(f"; did you mean {nearest}?" for nearest in get_close_matches(name, known, n=1))
+            raise ValueError(f"--config: JatConfig has no field {name!r}{hint}")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def rehearse(model: JatModelForCausalLM, windows: Windows, collator: Collator) -> None:
@@ -362,10 +399,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     model.add_argument("--num-layers", type=int, default=8)
     model.add_argument("--num-heads", type=int, default=8)
     model.add_argument(
-        "--continuous-action-head",
-        choices=["regression", "discretized"],
-        default="regression",
-        help="continuous actions by mean squared error, or by cross-entropy of 1,024 bins",
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="other fields of JatConfig, such as continuous_action_head=discretized",
     )
     model.add_argument("--vocab-size", type=int, default=512, help="tokens of a new vocabulary, at most")
     training = parser.add_argument_group("training")
@@ -446,14 +484,8 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
         windows = StreamedWindows(datasets, num_streams=training.world_size, **options)
     else:
         windows = Windows(datasets, **options)
-    if args.init_from:
-        processor = AutoProcessor.from_pretrained(args.init_from)
-    else:
-        texts = vocabulary_texts(datasets)
-        processor = JatProcessor.from_texts(
-            texts, args.vocab_size, model_max_length=2 * args.window, rescale_observations=False
-        )
-    model, collator = make_model(args, processor), Collator(processor)
+    model, processor = make_agent(args, datasets)
+    collator = Collator(processor)
     rehearse(model, windows, collator)
     batches_in_step = training.gradient_accumulation_steps * training.world_size
     batches = TaskBatches(

@@ -40,6 +40,8 @@ class JatConfig(PreTrainedConfig):
         initializer_range: standard deviation of the weights at the start.
         max_continuous_size: longest continuous observation with its reward, and longest continuous action.
         max_discrete_value: length of a discrete observation, mission tokens included. The name is the published one.
+        discrete_embedding_size: width of each of its values, before they become one token; default, as published, a
+            50th of `hidden_size`.
         observation_channels: channels of an image observation (Atari: 4 stacked frames of 84x84).
         image_size: side of the square images that go with text, in pixels.
         patch_size: side of their square patches; each becomes a token.
@@ -82,6 +84,7 @@ class JatConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     max_continuous_size: int = 377
     max_discrete_value: int = 212
+    discrete_embedding_size: int | None = None
     observation_channels: int = 4
     image_size: int = 224
     patch_size: int = 16
@@ -107,6 +110,8 @@ class JatConfig(PreTrainedConfig):
         self.attention_layers = [kind for pattern, times in self.attention_types for kind in pattern * times]
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.discrete_embedding_size is None:
+            self.discrete_embedding_size = self.hidden_size // 50
         kwargs.pop("attention_layers", None)  # published files hold it beside attention_types
         super().__post_init__(**kwargs)
 
@@ -115,8 +120,11 @@ class JatConfig(PreTrainedConfig):
         faults = []
         if self.hidden_size % self.num_heads:
             faults.append(f"hidden_size ({self.hidden_size}) must be divisible by num_heads ({self.num_heads})")
-        if self.hidden_size < 50:
-            faults.append(f"hidden_size must be at least 50, the discrete encoder's reduction, got {self.hidden_size}")
+        if self.discrete_embedding_size < 1:
+            faults.append(
+                f"discrete_embedding_size must be at least 1, got {self.discrete_embedding_size} "
+                f"(default: hidden_size // 50, here {self.hidden_size} // 50)"
+            )
         if len(self.attention_layers) != self.num_layers:
             faults.append(
                 f"attention_types {self.attention_types} describe {len(self.attention_layers)} layers, expected "

@@ -713,7 +713,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__(config)
-        hidden_size, reduced_size = config.hidden_size, config.hidden_size // 50
+        hidden_size, reduced_size = config.hidden_size, config.discrete_embedding_size
         self.transformer = JatTrunk(config)
         self.vit_encoder = PatchEncoder(config)
         self.continuous_encoder = nn.Linear(config.max_continuous_size, hidden_size)

@@ -22,7 +22,7 @@ from hub import running_hub
 from PIL import Image
 from safetensors.torch import load_file
 from train import Collator, MixTrainer, last_whole_checkpoint, main, rehearse, use_every_parameter
-from transformers import TrainingArguments
+from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from dataset_builder import get_task, task_features
 from dataset_builder.mixing import FixedWeights, TaskBatches, Windows
@@ -65,10 +65,18 @@ def _one_thread():
 def trained(data_folder, tmp_path_factory):
     """The model after a training of two batches a step."""
     folder = tmp_path_factory.mktemp("train") / "jat"
-    output = run(*command(data_folder, folder, "--gradient-accumulation", "2", "--demonstration-fraction", "0.5"))
+    options = "--gradient-accumulation 2 --demonstration-fraction 0.5 --config discrete_embedding_size=8 image_size=112"
+    output = run(*command(data_folder, folder, *options.split()))
     assert "metaworld-reach: 11 episodes, 5,500 timesteps" in output
     assert re.search(r"one model of [\d,]+ parameters for 4 tasks", output)
     return folder
+
+
+def test_a_model_is_made_as_configured(trained):
+    model, processor = AutoModel.from_pretrained(trained), AutoProcessor.from_pretrained(trained)
+    assert model.config.discrete_embedding_size == model.multi_discrete_encoder[1].out_features == 8
+    images = processor(images=[Image.new("RGB", (200, 100))], return_tensors="pt")["pixel_values"]
+    assert model.vit_encoder(images).shape == (1, processor.image_seq_length, 64)
 
 
 def test_losses_of_every_task_are_logged(trained):
@@ -352,6 +360,10 @@ def test_a_loss_that_is_not_finite_stops_the_training(processor, tmp_path):
         (["--evaluate-tasks", "wikipedia"], "there are no scores of random and expert for wikipedia"),
         (["--prompt-fraction", "2"], "instructed must be a fraction from 0 to 1, got 2.0"),
         (["--learning-rat", "2"], "--learning-rat"),
+        (["--config", "num_layer=2"], "--config: JatConfig has no field 'num_layer'; did you mean num_layers?"),
+        (["--config", "image_size=100"], "image_size (100) must be divisible by patch_size (16)"),
+        (["--config", "image_size=big"], "Field 'image_size' expected int"),
+        (["--config", "num_layers=3"], "--config: "),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id USER/NAME"),
         (["--data", str(ROOT / ".ci")], "--data: "),
     ],
