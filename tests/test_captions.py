@@ -1,0 +1,78 @@
+"""Text subsets of one's own: the captions of examples/captions.py."""
+
+import importlib
+import re
+
+import pytest
+from datasets import load_dataset
+
+from dataset_builder import make_env, tasks, text
+from dataset_builder.__main__ import main
+from dataset_builder.builder import build
+
+PLACE = r"(in hand|(\d ahead)?( ?\d (left|right))?)"
+THING = rf"an? ((open|closed|locked) )?(red|green|blue|purple|yellow|grey) (ball|box|key|door) {PLACE}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def captions():
+    """The module, whose subsets are registered as long as these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+        patch.setattr(text, "SOURCES", dict(text.SOURCES))
+        yield importlib.import_module("captions")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("captions")
+    build(["frame-captions", "missions"], folder, episodes=40, progress=False)
+    return folder
+
+
+def test_captions_say_what_frames_show(folder):
+    rows = load_dataset(str(folder), "frame-captions", split="train")
+    games = [row for row in rows if row["images"].size == (160, 210)]
+    views = [row for row in rows if row["images"].size == (112, 112)]
+    assert len(games) + len(views) == len(rows) == 36
+    assert {re.sub(", [0-9]+ li(fe|ves) left", "", row["text"]) for row in games} == {"Alien", "Amidar", "Assault"}
+    assert len(views) > 10
+    assert all(re.fullmatch(rf"nothing|{THING}(, {THING})*", row["text"]) for row in views)
+
+
+def test_a_caption_names_the_nearest_things_first(captions):
+    with make_env("babyai-go-to-local", render_mode="rgb_array") as env:
+        observation, _ = env.reset(seed=3)
+        _, caption = captions._babyai_frame(env)
+    cells = observation["discrete_observation"][1:].reshape(7, 7, 3)
+    kinds = {4: "door", 5: "key", 6: "ball", 7: "box"}
+    seen = {(6 - y, x - 3): kinds[kind] for x in range(7) for y in range(7) if (kind := cells[x, y, 0]) in kinds}
+    said = []
+    for words in caption.split(", "):
+        ahead, side = re.search(r"(\d) ahead", words), re.search(r"(\d) (left|right)", words)
+        right = int(side[1]) * (1 if side[2] == "right" else -1) if side else 0
+        said.append((int(ahead[1]) if ahead else 0, right))
+        assert seen[said[-1]] in words
+    assert len(said) == min(len(seen), 4)
+    distances = [ahead + abs(right) for ahead, right in said]
+    assert distances == sorted(distances)
+
+
+def test_missions_are_those_of_the_levels(folder):
+    missions = [row["text"] for row in load_dataset(str(folder), "missions", split="train")]
+    assert len(missions) == 36
+    assert len(set(missions)) > 10
+    verbs = ("go to", "pick up", "open", "put")
+    assert all(mission.startswith(verbs) or mission.startswith("follow") for mission in missions)
+
+
+def test_a_longer_subset_begins_like_a_shorter_one(folder, tmp_path):
+    build("missions", tmp_path / "longer", episodes=60, progress=False)
+    few, many = (load_dataset(str(path), "missions", split="train") for path in (folder, tmp_path / "longer"))
+    assert few["text"][:] == many["text"][: len(few)]
+
+
+def test_it_verifies_like_the_others(folder, capsys):
+    assert main(["verify", str(folder)]) == 0
+    assert "2 tasks verified: 0 faults" in capsys.readouterr().out
+    assert "| frame-captions | `captions` | 40 |" in (folder / "README.md").read_text()
