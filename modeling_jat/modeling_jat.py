@@ -35,7 +35,7 @@ class JatOutput(ModelOutput):
         observation_loss: scalar, mean squared error of the next observation; 0 for discrete observations.
         action_loss: scalar, mean squared error of continuous actions or cross-entropy of discrete ones.
         pred_observations: predictions of the observations that follow timesteps 0 to L-1, shaped as the observations;
-            None for discrete observations.
+            None for discrete observations, and in a training that does not learn them.
         pred_actions: (B, L, action size), or logits: (B, L, vocab_size) for discrete actions, (B, L, action size,
             num_action_bins) for discretized ones.
         logits: (B, patches + tokens, vocab_size), for text.
@@ -963,7 +963,9 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
         # 3. Actions from the observation tokens, the next observations from the action tokens.
         pred_actions = self._decode_actions(at_observations, inputs)
-        pred_observations = self._decode_observations(at_actions, inputs)
+        pred_observations = None
+        if self.config.observation_loss_coef or not self.training:
+            pred_observations = self._decode_observations(at_actions, inputs)
 
         # 4. Losses.
         losses = {}
@@ -976,7 +978,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
                 "observation_loss": observation_loss,
                 "action_loss": action_loss,
             }
-        if inputs["continuous_observations"] is not None:
+        if inputs["continuous_observations"] is not None and pred_observations is not None:
             pred_observations = pred_observations[..., : inputs["continuous_observations"].shape[-1]]
         if inputs["continuous_actions"] is not None and self.config.continuous_action_head == "regression":
             pred_actions = pred_actions[..., : inputs["continuous_actions"].shape[-1]]

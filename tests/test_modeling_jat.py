@@ -238,6 +238,15 @@ class TestForward:
         assert outputs.observation_loss == 0
         assert torch.isfinite(outputs.loss)
 
+    @pytest.mark.parametrize("kind", KINDS)
+    @torch.no_grad()
+    def test_observations_that_are_not_learnt_are_not_predicted_in_training(self, make_model, kind):
+        model, batch = make_model(observation_loss_coef=0.0), KINDS[kind]()
+        predicting, training = model(**batch), model.train()(**batch)
+        assert (predicting.pred_observations is None) == (kind == "discrete")
+        assert training.pred_observations is None
+        torch.testing.assert_close(training.loss, predicting.loss)
+
     @torch.no_grad()
     def test_actions_do_not_see_the_future(self, make_model):
         model, batch = make_model(), continuous_batch()
