@@ -61,12 +61,14 @@ class Window:
         columns: arrays of shape (timesteps, ...), a tuple of str for text observations; of a text subset the text and
             its image.
         prompt: the task's instruction, or None.
+        is_end: of a text subset, whether the text ends with the window.
     """
 
     task: TaskSpec
     place: str
     columns: dict[str, Any]
     prompt: str | None = None
+    is_end: bool = False
 
     def followed_by(self, other: "Window") -> "Window":
         """Both as one."""
@@ -155,7 +157,8 @@ class Windows:
         number = int(rng.integers(len(source)))
         if isinstance(source, Texts):
             row = source[number]
-            return Window(task, f"row {number}", {**row, "text": draw_stretch(row["text"], self.text_window, rng)})
+            stretch = draw_stretch(row["text"], self.text_window, rng)
+            return Window(task, f"row {number}", {**row, "text": stretch}, is_end=row["text"].endswith(stretch))
 
         prompt = task.instruction if rng.random() < self.instructed else None
         length = self.window_lengths[key.task]

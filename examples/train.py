@@ -70,6 +70,8 @@ class Collator:
     def __call__(self, windows: list[Window]) -> dict[str, Any]:
         task, rows = windows[0].task, [window.columns for window in windows]
         if task.domain == "text":
+            ends = [self.processor.tokenizer.eos_token if window.is_end else "" for window in windows]
+            rows = [{**row, "text": row["text"] + end} for row, end in zip(rows, ends, strict=True)]
             batch = self.processor.pad(rows, truncation=True, task=task.name)
         else:
             batch = self.processor.pad(rows, prompts=[window.prompt for window in windows], task=task.name)

@@ -125,6 +125,23 @@ def test_prompts_in_training_and_in_acting(train_command, data_folder, tmp_path)
     assert len(set(map(tuple, played))) > 1
 
 
+def test_captions_are_learnt_and_evaluated(tmp_path):
+    own, data, model = ["--register", "examples/captions.py"], tmp_path / "data", tmp_path / "jat"
+    subsets = ["--tasks", "frame-captions", "missions"]
+    run("-m", "dataset_builder", "build", *own, *subsets, "--episodes", "40", "--output", data)
+    sizes = [*SIZES[:6], "--window", "64", "--config", "image_size=112"]
+    run(ROOT / "examples/train.py", *own, "--data", data, *sizes, "--steps", "120", "--output", model)
+    output = run(ROOT / "examples/evaluate_text.py", *own, "--model", model, "--data", data, *subsets)
+    found = json.loads((model / "text_evaluation.json").read_text())
+    for name in subsets[1:]:
+        assert f"{name}: rows 4, perplexity" in output
+        assert found[name]["next_token_accuracy"] > 0.2
+        assert found[name]["perplexity"] < 100
+        assert all(len(sample["written"]) < 200 for sample in found[name]["samples"])
+    assert "written_exactly" in found["frame-captions"]
+    assert found["missions"]["samples"][0]["given"]
+
+
 def test_evaluate_an_expert(tmp_path):
     output = run(
         "examples/evaluate.py",

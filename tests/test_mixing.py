@@ -126,7 +126,9 @@ def test_texts_are_cut_between_words():
     assert draw_stretch("short", 40, rng) == "short"
     assert len(draw_stretch("x" * 100, 40, rng)) == 40
     windows = Windows({"wikipedia": texts(text, "another one")}, text_window=40)
-    assert {window.columns["text"] == "another one" for window in draw(windows, "wikipedia")} == {True, False}
+    drawn = draw(windows, "wikipedia")
+    assert {window.columns["text"] == "another one" for window in drawn} == {True, False}
+    assert all(window.is_end == window.columns["text"].endswith(("another one", "w499")) for window in drawn)
 
 
 def test_batches_hold_one_task_drawn_by_weight():

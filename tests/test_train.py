@@ -25,7 +25,7 @@ from train import Collator, MixTrainer, last_whole_checkpoint, main, rehearse, u
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from dataset_builder import get_task, task_features
-from dataset_builder.mixing import FixedWeights, TaskBatches, Windows
+from dataset_builder.mixing import FixedWeights, TaskBatches, Window, Windows
 from modeling_jat import JatModelForCausalLM
 
 ROOT = Path(__file__).parent.parent
@@ -326,6 +326,17 @@ def test_texts_and_images_are_trained_beside_tasks(text_processor, tmp_path):
     for task in ("wikipedia", "conceptual-captions"):
         losses = [entry[f"loss/{task}"] for entry in trainer.state.log_history if f"loss/{task}" in entry]
         assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+def test_a_model_learns_where_texts_end(text_processor):
+    task = get_task("wikipedia")
+    windows = [
+        Window(task, "", {"text": text}, is_end=is_end) for text, is_end in [("go to", True), ("go to the", False)]
+    ]
+    batch = Collator(text_processor)(windows)
+    whole, cut = (row[mask == 1] for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True))
+    end = text_processor.tokenizer.eos_token_id
+    assert (whole[-1] == end, end in cut) == (True, False)
 
 
 def test_a_rule_that_learns_is_part_of_the_checkpoints(processor, tmp_path):
