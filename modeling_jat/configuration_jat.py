@@ -39,6 +39,8 @@ class JatConfig(PreTrainedConfig):
         layer_norm_epsilon: of all layer norms.
         initializer_range: standard deviation of the weights at the start.
         max_continuous_size: longest continuous observation with its reward, and longest continuous action.
+        mu_law_features: whether continuous values are encoded together with their logarithms (Gato's mu-law), so that
+            small ones, such as a pole's angle, can be told apart; published: no.
         max_discrete_value: length of a discrete observation, mission tokens included. The name is the published one.
         discrete_embedding_size: width of each of its values, before they become one token; default, as published, a
             50th of `hidden_size`.
@@ -84,6 +86,7 @@ class JatConfig(PreTrainedConfig):
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     max_continuous_size: int = 377
+    mu_law_features: bool = False
     max_discrete_value: int = 212
     discrete_embedding_size: int | None = None
     observation_channels: int = 4

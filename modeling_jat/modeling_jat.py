@@ -366,6 +366,28 @@ class PatchEncoder(nn.Module):
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
+MU, LARGEST = 100, 256
+
+
+def mu_law(values: Tensor) -> Tensor:
+    """Values of -256..256 as ones of -1..1, of which small ones take more room (Reed et al. 2022, section 2.1)."""
+    return values.sign() * (values.abs() * MU).log1p() / np.log1p(LARGEST * MU)
+
+
+class ContinuousEncoder(nn.Linear):
+    """(..., max_continuous_size) -> (..., hidden_size), of the values and, if so configured, of their mu-law.
+
+    Without that, a pole's angle, which is 0.01 and decides about the action, is hardly seen beside velocities.
+    """
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__((1 + config.mu_law_features) * config.max_continuous_size, config.hidden_size)
+        self.mu_law_features = config.mu_law_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.cat([x, mu_law(x)], dim=-1) if self.mu_law_features else x)
+
+
 class DiscretizedActionDecoder(nn.Module):
     """(..., hidden_size) -> (..., size, bins), a score for each bin of each value of a continuous action.
 
@@ -373,8 +395,6 @@ class DiscretizedActionDecoder(nn.Module):
     bins over -1..1 follow. Gato does so only with values outside -1..1; here it is with all, so that the bins do not
     depend on the task. Gato writes an action's values one after the other; here they are predicted together.
     """
-
-    MU, LARGEST = 100, 256
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()
@@ -388,13 +408,12 @@ class DiscretizedActionDecoder(nn.Module):
 
     def encode(self, values: Tensor) -> Tensor:
         """The bins that values lie in; what is larger than 256 lies in the outermost."""
-        scaled = values.sign() * (values.abs() * self.MU).log1p() / np.log1p(self.LARGEST * self.MU)
-        return ((scaled + 1) / 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
+        return ((mu_law(values) + 1) / 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
 
     def decode(self, bins: Tensor) -> Tensor:
         """The values in the middle of bins."""
         scaled = 2 * (bins + 0.5) / self.num_bins - 1
-        return scaled.sign() * (scaled.abs() * np.log1p(self.LARGEST * self.MU)).expm1() / self.MU
+        return scaled.sign() * (scaled.abs() * np.log1p(LARGEST * MU)).expm1() / MU
 
 
 def cyclic_expand(x: Tensor, size: int) -> Tensor:
@@ -716,7 +735,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         hidden_size, reduced_size = config.hidden_size, config.discrete_embedding_size
         self.transformer = JatTrunk(config)
         self.vit_encoder = PatchEncoder(config)
-        self.continuous_encoder = nn.Linear(config.max_continuous_size, hidden_size)
+        self.continuous_encoder = ContinuousEncoder(config)
         self.multi_discrete_encoder = nn.Sequential(
             nn.Identity(),  # where the published model names the shared table of embeddings once more
             nn.Linear(hidden_size, reduced_size),

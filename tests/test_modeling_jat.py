@@ -383,6 +383,16 @@ class TestForward:
                 torch.testing.assert_close(model.embed_observations(one)[0, 0], together[row, t])
 
 
+def test_small_values_are_told_apart_by_their_mu_law(make_model):
+    """A value of 0.01 or -0.01 decides about the action, beside others a hundred times as large."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (8, 6, 1), generator=generator) * 2.0 - 1
+    observations = torch.cat([0.01 * signs, torch.randn(8, 6, 4, generator=generator)], dim=-1)
+    batch = {"continuous_observations": observations, "continuous_actions": signs, "rewards": torch.zeros(8, 6)}
+    plain, featured = (train(make_model(mu_law_features=features), steps=50, **batch)[-1] for features in (False, True))
+    assert featured < 0.1 * plain
+
+
 class TestDiscretizedActions:
     """Gato's head for continuous actions."""
 
