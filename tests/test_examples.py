@@ -129,7 +129,7 @@ def test_captions_are_learnt_and_evaluated(tmp_path):
     own, data, model = ["--register", "examples/captions.py"], tmp_path / "data", tmp_path / "jat"
     subsets = ["--tasks", "frame-captions", "missions"]
     run("-m", "dataset_builder", "build", *own, *subsets, "--episodes", "40", "--output", data)
-    sizes = [*SIZES[:6], "--window", "64", "--config", "image_size=112"]
+    sizes = [*SIZES[:6], "--window", "64", "--config", "image_size=112", "--batch-size", "4"]
     run(ROOT / "examples/train.py", *own, "--data", data, *sizes, "--steps", "120", "--output", model)
     output = run(ROOT / "examples/evaluate_text.py", *own, "--model", model, "--data", data, *subsets)
     found = json.loads((model / "text_evaluation.json").read_text())

@@ -30,7 +30,10 @@ from modeling_jat import JatModelForCausalLM
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "examples/train.py")
-SIZES = "--hidden-size 64 --num-layers 2 --num-heads 2 --window 16 --image-window 2 --batch-size 2 --no-bf16".split()
+SIZES = """
+    --hidden-size 64 --num-layers 2 --num-heads 2 --config discrete_embedding_size=8 image_size=112
+    --window 16 --image-window 2 --batch-size 2 --no-bf16
+""".split()
 
 
 def command(data, output, *options, steps=12, save_every=6):
@@ -65,8 +68,7 @@ def _one_thread():
 def trained(data_folder, tmp_path_factory):
     """The model after a training of two batches a step."""
     folder = tmp_path_factory.mktemp("train") / "jat"
-    options = "--gradient-accumulation 2 --demonstration-fraction 0.5 --config discrete_embedding_size=8 image_size=112"
-    output = run(*command(data_folder, folder, *options.split()))
+    output = run(*command(data_folder, folder, "--gradient-accumulation", "2", "--demonstration-fraction", "0.5"))
     assert "metaworld-reach: 11 episodes, 5,500 timesteps" in output
     assert re.search(r"one model of [\d,]+ parameters for 4 tasks", output)
     return folder
