@@ -12,7 +12,7 @@ from dataset_builder.scores import reference_scores
 
 TRAINED = [
     f"mujoco-{name}"
-    for name in ("ant", "doublependulum", "halfcheetah", "hopper", "pendulum", "reacher", "swimmer", "walker")
+    for name in ("ant", "doublependulum", "halfcheetah", "hopper", "pendulum", "pusher", "reacher", "swimmer", "walker")
 ]
 
 
@@ -158,7 +158,8 @@ def test_model_predictive_control_plans_no_further_than_the_episode():
 
 @pytest.mark.parametrize("task", TRAINED)
 def test_trained_networks_beat_the_published_expert(task):
-    assert scores(task, 5).mean > reference_scores(task).expert
+    few = 5 if get_task(task).horizon == 1000 else 100
+    assert scores(task, few).mean > reference_scores(task).expert
 
 
 @pytest.mark.slow
@@ -172,7 +173,7 @@ def test_trained_networks_say_how_they_were_made(task):
     with safe_open(weights_path(get_task(task)), "numpy") as file:
         metadata = file.metadata()
     assert metadata["task"] == task
-    assert metadata["algorithm"].startswith("PPO")
+    assert metadata["algorithm"].startswith(("PPO", "SAC"))
     assert {"hyperparameters", "timesteps", "seed", "command", "versions"} <= set(metadata)
     assert weights_path(get_task(task)).stat().st_size < 100_000
 
