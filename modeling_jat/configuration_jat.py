@@ -48,8 +48,8 @@ class JatConfig(PreTrainedConfig):
         image_size: side of the square images that go with text, in pixels.
         patch_size: side of their square patches; each becomes a token.
         num_channels: channels of those images.
-        observation_loss_coef: weight of the observation loss. With 0 training does not predict observations at all,
-            which halves its time on images.
+        observation_loss_coef: weight of the observation loss. With 0 the model does not predict observations: it has
+            no decoder of images, and learns from them in half of the time.
         action_loss_coef: weight of the action loss.
         discrete_loss_weighting: how `loss_weight` weighs the loss of discrete actions: "per_timestep" each by its own
             weight, or as published "batch_mean", all by the mean weight of the batch.

@@ -35,7 +35,7 @@ class JatOutput(ModelOutput):
         observation_loss: scalar, mean squared error of the next observation; 0 for discrete observations.
         action_loss: scalar, mean squared error of continuous actions or cross-entropy of discrete ones.
         pred_observations: predictions of the observations that follow timesteps 0 to L-1, shaped as the observations;
-            None for discrete observations, and in a training that does not learn them.
+            None for discrete observations, and where `observation_loss_coef` is 0.
         pred_actions: (B, L, action size), or logits: (B, L, vocab_size) for discrete actions, (B, L, action size,
             num_action_bins) for discretized ones.
         logits: (B, patches + tokens, vocab_size), for text.
@@ -725,6 +725,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         r"multi_discrete_decoder\.",  # in the published files, used by nothing
         r"single_discrete_encoder\.weight",  # other names of transformer.wte.weight
         r"multi_discrete_encoder\.0\.weight",
+        r"image_decoder\.",  # of a model that predicted observations, where this one does not
         r"attn\.attention\.(masked_)?bias$",  # causal masks, which older versions of GPT-Neo stored
     ]
 
@@ -750,7 +751,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         self.continuous_decoder = nn.Linear(hidden_size, config.max_continuous_size)
         if config.continuous_action_head == "discretized":
             self.discretized_action_decoder = DiscretizedActionDecoder(config)
-        self.image_decoder = PerTimestep(ImageDecoder(config))
+        if config.observation_loss_coef:
+            self.image_decoder = PerTimestep(ImageDecoder(config))
         self.context: JatContext | None = None
         self.post_init()
 
@@ -982,9 +984,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
         # 3. Actions from the observation tokens, the next observations from the action tokens.
         pred_actions = self._decode_actions(at_observations, inputs)
-        pred_observations = None
-        if self.config.observation_loss_coef or not self.training:
-            pred_observations = self._decode_observations(at_actions, inputs)
+        pred_observations = self._decode_observations(at_actions, inputs)
 
         # 4. Losses.
         losses = {}
@@ -1019,6 +1019,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         return self.continuous_decoder(at_observations)
 
     def _decode_observations(self, at_actions: Tensor, inputs: dict[str, Tensor | None]) -> Tensor | None:
+        if not self.config.observation_loss_coef:
+            return None
         if inputs["continuous_observations"] is not None:
             return self.continuous_decoder(at_actions)
         if inputs["image_observations"] is not None:

@@ -240,12 +240,21 @@ class TestForward:
 
     @pytest.mark.parametrize("kind", KINDS)
     @torch.no_grad()
-    def test_observations_that_are_not_learnt_are_not_predicted_in_training(self, make_model, kind):
+    def test_observations_that_are_not_learnt_are_not_predicted(self, make_model, kind):
         model, batch = make_model(observation_loss_coef=0.0), KINDS[kind]()
-        predicting, training = model(**batch), model.train()(**batch)
-        assert (predicting.pred_observations is None) == (kind == "discrete")
-        assert training.pred_observations is None
-        torch.testing.assert_close(training.loss, predicting.loss)
+        outputs = model(**batch)
+        assert outputs.pred_observations is None
+        torch.testing.assert_close(outputs.loss, model.config.action_loss_coef * outputs.action_loss)
+
+    @torch.no_grad()
+    def test_a_model_that_predicted_observations_may_stop_to(self, make_model, tmp_path):
+        model, batch = make_model(), image_batch()
+        model.save_pretrained(tmp_path)
+        without = JatModelForCausalLM.from_pretrained(tmp_path, observation_loss_coef=0.0)
+        torch.testing.assert_close(without(**batch).pred_actions, model(**batch).pred_actions)
+        without.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="missing image_decoder"):
+            JatModelForCausalLM.from_pretrained(tmp_path, observation_loss_coef=0.005)
 
     @torch.no_grad()
     def test_actions_do_not_see_the_future(self, make_model):
