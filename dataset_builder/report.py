@@ -45,8 +45,9 @@ class Evaluation:
 
     Args:
         scores: of each task.
-        about: `policy`, its name; `command`, that measured it; `versions` of what the environments are made of;
-            `max_episode_steps`, after which episodes were cut, or None.
+        about: `policy`, its name; `agent`, the options of the `AgentPolicy` that a model was; `command`, that measured
+            it; `versions` of what the environments are made of; `max_episode_steps`, after which episodes were cut, or
+            None.
     """
 
     scores: list[TaskScore]

@@ -82,15 +82,17 @@ class AgentPlayer:
     demonstration_steps: int = 64
     register: tuple[str, ...] = ()
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the policy."""
+        return {name: getattr(self, name) for name in ("deterministic", "context_window", "prompted", "remembered")}
+
     def described(self) -> dict[str, Any]:
         return {
             "policy": "jat",
             "weights": self.weights,
             "dtype": self.dtype,
-            "deterministic": self.deterministic,
-            "context_window": self.context_window,
-            "prompted": self.prompted,
-            "remembered": self.remembered,
+            **self.options,
             "demonstrations": self.demonstrations and [self.demonstrations, self.demonstration_steps],
         }
 
@@ -98,9 +100,9 @@ class AgentPlayer:
         for module in self.register:
             register_from(module)
         torch.set_num_threads(self.num_threads)
-        agent = load_agent(self.model, self.dtype, self.device)
-        options = (self.deterministic, self.context_window, self.prompted, self.remembered)
-        return AgentPolicy(*agent, *options, self.demonstrate if self.demonstrations else None)
+        model, processor = load_agent(self.model, self.dtype, self.device)
+        demonstrate = self.demonstrate if self.demonstrations else None
+        return AgentPolicy(model, processor, **self.options, demonstrate=demonstrate)
 
     def demonstrate(self, task: TaskSpec) -> dict[str, Any]:
         return load_demonstration(self.demonstrations, task, self.demonstration_steps)
@@ -203,6 +205,7 @@ def main() -> int:
     versions = {name: version for trial in trials for name, version in trial.versions.items()}
     about = {
         "policy": args.model or args.policy,
+        "agent": agent.options if args.model else {},
         "command": "python " + shlex.join(["examples/evaluate.py", *sys.argv[1:]]),
         "max_episode_steps": args.max_episode_steps,
         "versions": versions,

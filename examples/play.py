@@ -27,6 +27,8 @@ def main() -> int:
     player.add_argument("--policy", choices=["expert", "random"], help="instead of a model")
     parser.add_argument("--tasks", nargs="+", required=True, help="names, domains, globs or 'all'")
     parser.add_argument("--output", type=Path, default=Path("replay.mp4"))
+    parser.add_argument("--prompt", action="store_true", help="tell the model each task's instruction")
+    parser.add_argument("--deterministic", action="store_true", help="take the likeliest of discrete actions")
     parser.add_argument("--max-episode-steps", type=int, default=300, help="film so many timesteps at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -39,7 +41,8 @@ def main() -> int:
     agent = None
     if args.model:
         model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
-        agent = AgentPolicy(model, AutoProcessor.from_pretrained(args.model))
+        processor = AutoProcessor.from_pretrained(args.model)
+        agent = AgentPolicy(model, processor, deterministic=args.deterministic, prompted=args.prompt)
 
     clips = film(
         select_tasks(args.tasks),

@@ -30,8 +30,9 @@ from dataset_builder.report import EVALUATION, Evaluation, read_evaluation, writ
 
 
 def film_domains(evaluation: Evaluation, folder: Path, num_tasks: int, max_episode_steps: int) -> dict[str, Path]:
-    """Film some tasks of each domain: a video of each in the report, and one of all of them for the Hub."""
-    agent = AgentPolicy(AutoModel.from_pretrained(folder, dtype=torch.float32), AutoProcessor.from_pretrained(folder))
+    """Film the first episode of some tasks of each domain: a video of each domain, and one of all for the Hub."""
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    agent = AgentPolicy(model, AutoProcessor.from_pretrained(folder), **evaluation.about.get("agent", {}))
     videos, everything = {}, []
     for domain, scores in evaluation.domains.items():
         chosen = np.unique(np.linspace(0, len(scores) - 1, num_tasks).astype(int))

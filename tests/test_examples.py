@@ -125,6 +125,18 @@ def test_prompts_in_training_and_in_acting(train_command, data_folder, tmp_path)
     assert len(set(map(tuple, played))) > 1
 
 
+def test_the_film_shows_the_agent_as_it_was_evaluated(train_command, tmp_path):
+    """The same episode: its actions are drawn from the same seed, with the same prompt."""
+    model, task = tmp_path / "jat", "babyai-go-to-red-ball-no-dists"
+    run(*train_command, model, "--prompt-fraction", "0.5", "--tasks", task)
+    run("examples/evaluate.py", "--model", model, "--tasks", task, "--episodes", "1", "--prompt", "--deterministic")
+    [[episode]] = [score.episodes for score in read_evaluation(model / "evaluation.json").scores]
+    filmed = f"Episode({task}, seed={episode.seed}, {episode.timesteps} timesteps"
+    assert filmed in run("examples/report.py", model)
+    options = ["--prompt", "--deterministic", "--output", tmp_path / "replay.mp4"]
+    assert filmed in run("examples/play.py", "--model", model, "--tasks", task, *options)
+
+
 def test_captions_are_learnt_and_evaluated(tmp_path):
     own, data, model = ["--register", "examples/captions.py"], tmp_path / "data", tmp_path / "jat"
     subsets = ["--tasks", "frame-captions", "missions"]
