@@ -13,7 +13,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from teach_expert_atari import Emulator
-from train_expert_mujoco import export
+from train_expert_mujoco import KneelingStarts, export
 
 from dataset_builder import make_env, rollout
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network
@@ -76,10 +76,25 @@ def test_a_network_of_mujoco_goes_on_and_learns(tmp_path):
 
 
 def test_a_training_with_sac_goes_on(tmp_path):
-    options = ["--tasks", "mujoco-standup", "--output", ".", "--episodes", "1"]
+    options = ["--tasks", "mujoco-pusher", "--output", ".", "--episodes", "1"]
     assert "1,600 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "1600")
     assert "going on at 1,600 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "3200")
-    assert metadata(tmp_path / "mujoco-standup.safetensors")["algorithm"] == "SAC (Stable-Baselines3)"
+    assert metadata(tmp_path / "mujoco-pusher.safetensors")["algorithm"] == "SAC (Stable-Baselines3)"
+
+
+def test_kneeling_starts():
+    """Those of the share are on their knees or falling, the others lie; the seed decides."""
+
+    def heights(share):
+        env = KneelingStarts(gymnasium.wrappers.FlattenObservation(make_env("mujoco-standup")), share)
+        starts = [env.reset(seed=seed if seed == 0 else None) for seed in range(40)]
+        assert all(env.observation_space.contains(observation) for observation, _ in starts)
+        return [float(observation[0]) for observation, _ in starts]
+
+    lying, kneeling = max(heights(0.0)), heights(1.0)
+    assert 0.5 < np.mean([height > 0.5 for height in kneeling]) < 1
+    assert heights(1.0) == kneeling
+    assert 0.2 < np.mean([height <= lying for height in heights(0.5)]) < 0.8
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC])
