@@ -11,10 +11,9 @@ from .builder import build
 from .episodes import task_features
 from .executors import EXECUTORS, WorkerDiedError
 from .experts import EXPERTS, MissingExpertError, load_expert
-from .measuring import DEFAULT_EPISODES, measure, plan_trials, score_table, summary_lines
+from .measuring import DEFAULT_EPISODES, describe_scores, measure, plan_trials, write_page
 from .publish import push, push_model
-from .report import format_table
-from .scores import SCORES
+from .scores import SCORES, read_scores
 from .shards import is_local
 from .tasks import TaskSpec, register_from, select_tasks
 from .verify import verdict_line, verify
@@ -74,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scorer.add_argument("--executor", choices=EXECUTORS, default="local")
     scorer.add_argument("--again", action="store_true", help="measure again what the file holds")
     scorer.add_argument("--output", type=Path, default=Path(SCORES), help="the file that keeps the scores")
+    scorer.add_argument("--page", type=Path, help="write all that the file holds as a page, too")
 
     verifier = commands.add_parser("verify", parents=[common], help="read data sets back and play episodes again")
     verifier.add_argument("folder")
@@ -140,11 +140,11 @@ def score_experts(args: argparse.Namespace) -> None:
     trials = plan_trials(tasks, args.policies, args.episodes, args.seed)
     options = {"num_workers": args.num_workers, "executor": args.executor, "again": args.again}
     scores = measure(trials, args.output, **options)
-    if rows := score_table(scores):
-        print(format_table(rows))
-    for line in summary_lines(tasks, scores):
-        print(line)
+    print(describe_scores(scores))
     print(f"written: {args.output}")
+    if args.page:
+        write_page(list(read_scores(args.output).values()), args.page)
+        print(f"written: {args.page}")
 
 
 def verify_folder(args: argparse.Namespace) -> int:

@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from .evaluation import ExpertPlayer, TaskScore, Trial, forget, run_trials
+from .report import format_table
 from .scores import MeasuredScore, format_scores, read_scores, reference_scores
 from .shards import whole_file
-from .tasks import DOMAINS, TaskSpec, get_task
+from .tasks import TaskSpec, get_task, select_tasks
 
 # These take minutes for a game.
 EPISODES = {"planner": 3, "explorer": 3}
@@ -95,26 +96,55 @@ def summarize(trial: Trial, score: TaskScore) -> MeasuredScore:
     )
 
 
-def score_table(scores: Sequence[MeasuredScore]) -> list[dict[str, str]]:
-    """A row of texts for each task and expert: random, published expert, ours."""
+def describe_scores(scores: Sequence[MeasuredScore]) -> str:
+    """A Markdown table for each domain, and how many of its tasks reach the published expert."""
+    domains: dict[str, list[MeasuredScore]] = {}
+    for score in scores:
+        domains.setdefault(get_task(score.task).domain, []).append(score)
+    parts = []
+    for found in domains.values():
+        if rows := _rows(found):
+            parts += [format_table(rows), _summary(found)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def write_page(scores: Sequence[MeasuredScore], path: Path) -> None:
+    """Write scores as a page for people."""
+    order = [task.name for task in select_tasks("all")]
+    known = sorted((score for score in scores if score.task in order), key=lambda score: order.index(score.task))
+    path.write_text(PAGE + describe_scores(known) + "\n", encoding="utf-8")
+
+
+PAGE = """# Scores
+
+What random actions and the experts of this package reach on starts that are in no data set: the mean and its standard error, beside the published expert (Gallouédec et al. 2024, arXiv 2402.09844), which a star says is reached. Meta-World's scores are returns over the first 100 timesteps, as the published ones, and success is counted within 500. Steps per second are those of expert and environment in one process, on a machine that did other work too.
+
+`python -m dataset_builder score --tasks all --page SCORES.md` measures what [`scores.json`](scores.json) lacks, and writes this page; the file has standard deviations, seeds and versions besides.
+
+"""  # noqa: E501
+
+
+def _rows(scores: Sequence[MeasuredScore]) -> list[dict[str, str]]:
+    """A row of texts for each task and expert of a domain: random, published expert, ours."""
     randoms = {score.task: score for score in scores if score.policy == "random"}
 
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:,.2f}"
 
     def with_error(score: MeasuredScore | None) -> str:
-        return "-" if score is None else f"{score.score_mean:,.2f} ± {score.standard_error:.2f}"
+        return "-" if score is None else f"{score.score_mean:,.2f} ± {score.standard_error:,.2f}"
 
     rows = []
     for score in scores:
         if score.policy == "random":
             continue
-        published, is_game = reference_scores(score.task), get_task(score.task).has_images
+        published, is_game = reference_scores(score.task), get_task(score.task).domain == "atari"
         reached = published.expert is not None and score.score_mean >= published.expert
         rows.append(
             {
                 "task": score.task,
                 "random": with_error(randoms.get(score.task)),
+                **({"human": text(published.human)} if is_game else {}),
                 "published expert": text(published.expert),
                 "expert": score.policy,
                 "score": with_error(score) + (" *" if reached else ""),
@@ -127,23 +157,24 @@ def score_table(scores: Sequence[MeasuredScore]) -> list[dict[str, str]]:
     return rows
 
 
-def summary_lines(tasks: Sequence[TaskSpec], scores: Sequence[MeasuredScore]) -> list[str]:
-    """How many tasks of each domain have an expert that reaches the published one."""
+def _summary(scores: Sequence[MeasuredScore]) -> str | None:
+    """How many tasks of a domain have an expert that reaches the published one; None where none is published."""
     best: dict[str, MeasuredScore] = {}
     for score in scores:
         if score.policy != "random" and (score.task not in best or score.score_mean > best[score.task].score_mean):
             best[score.task] = score
-    lines = []
-    for domain in DOMAINS:
-        names = [task.name for task in tasks if task.domain == domain and task.name in best]
-        if not names:
-            continue
-        published = {name: reference_scores(name) for name in names}
-        lacking = {name: published[name].expert - best[name].score_mean for name in names}
-        reached = sum(lack <= 0 for lack in lacking.values())
-        nearly = sum(lack <= 2 * best[name].standard_error for name, lack in lacking.items())
-        line = f"{domain}: {reached} of {len(names)} reach the published expert (*), {nearly} within 2 standard errors"
-        if domain == "atari":
-            line += f", {sum(best[name].score_mean >= published[name].human for name in names)} the human score"
-        lines.append(line)
-    return lines
+    published = {name: reference_scores(name) for name in best}
+    lacking = {
+        name: published[name].expert - score.score_mean
+        for name, score in best.items()
+        if published[name].expert is not None
+    }
+    if not lacking:
+        return None
+    reached = sum(lack <= 0 for lack in lacking.values())
+    nearly = sum(lack <= 2 * best[name].standard_error for name, lack in lacking.items())
+    domain = get_task(next(iter(best))).domain
+    line = f"{domain}: {reached} of {len(best)} reach the published expert (*), {nearly} within 2 standard errors"
+    if domain == "atari":
+        line += f", {sum(score.score_mean >= published[name].human for name, score in best.items())} the human score"
+    return line

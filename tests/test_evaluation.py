@@ -1,12 +1,14 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dataset_builder
 from dataset_builder import get_task, load_expert, select_tasks
 from dataset_builder.__main__ import main
 from dataset_builder.evaluation import (
@@ -17,6 +19,7 @@ from dataset_builder.evaluation import (
     read_log,
     run_trials,
 )
+from dataset_builder.measuring import write_page
 from dataset_builder.scores import expert_yardstick, human_yardstick, read_scores, reference_scores, summarize_tasks
 
 
@@ -90,8 +93,10 @@ def test_random_and_experts_are_measured_once(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "| mujoco-reacher " in output
     assert "babyai: 1 of 1 reach the published expert (*), 1 within 2 standard errors" in output
-    measure(path, "--tasks", BALL, "--again")
+    measure(path, "--tasks", BALL, "--again", "--page", str(tmp_path / "SCORES.md"))
     assert set(path.read_text().splitlines()) != first
+    rows = re.findall(r"^\| (babyai\S+|mujoco\S+) ", (tmp_path / "SCORES.md").read_text(), re.MULTILINE)
+    assert rows == [BALL, REACHER]
 
 
 def test_a_measurement_goes_on(tmp_path):
@@ -142,6 +147,11 @@ def test_the_measured_scores():
         towards_human.append(human_yardstick(score.task).normalized(score.score_mean))
     assert sum(share >= 0.5 for share in towards_human) >= 10
     assert sum(share >= 1 for share in towards_human) >= 7
+
+
+def test_the_page_of_scores_is_that_of_the_file(tmp_path):
+    write_page(list(read_scores().values()), tmp_path / "SCORES.md")
+    assert (tmp_path / "SCORES.md").read_text() == (Path(dataset_builder.__file__).parent / "SCORES.md").read_text()
 
 
 def test_where_the_published_expert_is_no_better_than_random_ours_is_the_measure():
