@@ -110,9 +110,15 @@ def test_the_evaluation_of_another_model_is_not_mixed_with(model_folder, tmp_pat
     assert "choose another --output" in other.stderr
 
 
-def test_prompts_in_training_and_in_acting(train_command, data_folder, tmp_path):
-    run(*train_command, tmp_path / "jat", "--prompt-fraction", "0.5", "--tasks", "mujoco-pendulum")
-    command = ["examples/evaluate.py", "--model", tmp_path / "jat", "--tasks", "mujoco-pendulum", "--episodes", "2"]
+@pytest.fixture(scope="module")
+def prompted_model(train_command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompted") / "jat"
+    run(*train_command, folder, "--prompt-fraction", "0.5", "--tasks", "mujoco-pendulum", TASKS[1])
+    return folder
+
+
+def test_prompts_in_training_and_in_acting(prompted_model, data_folder, tmp_path):
+    command = ["examples/evaluate.py", "--model", prompted_model, "--tasks", "mujoco-pendulum", "--episodes", "2"]
 
     def returns(*options):
         folder = tmp_path / f"scores-{len(options)}"
@@ -125,10 +131,9 @@ def test_prompts_in_training_and_in_acting(train_command, data_folder, tmp_path)
     assert len(set(map(tuple, played))) > 1
 
 
-def test_the_film_shows_the_agent_as_it_was_evaluated(train_command, tmp_path):
+def test_the_film_shows_the_agent_as_it_was_evaluated(prompted_model, tmp_path):
     """The same episode: its actions are drawn from the same seed, with the same prompt."""
-    model, task = tmp_path / "jat", "babyai-go-to-red-ball-no-dists"
-    run(*train_command, model, "--prompt-fraction", "0.5", "--tasks", task)
+    model, task = prompted_model, "babyai-go-to-red-ball-no-dists"
     run("examples/evaluate.py", "--model", model, "--tasks", task, "--episodes", "1", "--prompt", "--deterministic")
     [[episode]] = [score.episodes for score in read_evaluation(model / "evaluation.json").scores]
     filmed = f"Episode({task}, seed={episode.seed}, {episode.timesteps} timesteps"
