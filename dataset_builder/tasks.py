@@ -90,7 +90,9 @@ _ATARI = """
 """.split()
 
 # Games whose expert is a network of the package; of the others it is the planner, whose actions cannot be imitated.
-_LEARNT = "Assault Boxing Breakout CrazyClimber DemonAttack Freeway Gopher Krull KungFuMaster Pong RoadRunner".split()
+_LEARNT = """
+    Assault Atlantis Boxing Breakout CrazyClimber DemonAttack Freeway Gopher Krull KungFuMaster Pong RoadRunner
+""".split()
 
 # name, minigrid id, instruction
 _BABYAI = [
