@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from .evaluation import ExpertPlayer, TaskScore, Trial, forget, run_trials
-from .report import format_table
+from .report import by_domain, format_table
 from .scores import MeasuredScore, format_scores, read_scores, reference_scores
 from .shards import whole_file
 from .tasks import TaskSpec, get_task, select_tasks
@@ -98,21 +98,17 @@ def summarize(trial: Trial, score: TaskScore) -> MeasuredScore:
 
 def describe_scores(scores: Sequence[MeasuredScore]) -> str:
     """A Markdown table for each domain, and how many of its tasks reach the published expert."""
-    domains: dict[str, list[MeasuredScore]] = {}
-    for score in scores:
-        domains.setdefault(get_task(score.task).domain, []).append(score)
     parts = []
-    for found in domains.values():
+    for found in by_domain(scores).values():
         if rows := _rows(found):
             parts += [format_table(rows), _summary(found)]
     return "\n\n".join(part for part in parts if part)
 
 
 def write_page(scores: Sequence[MeasuredScore], path: Path) -> None:
-    """Write scores as a page for people."""
-    order = [task.name for task in select_tasks("all")]
-    known = sorted((score for score in scores if score.task in order), key=lambda score: order.index(score.task))
-    path.write_text(PAGE + describe_scores(known) + "\n", encoding="utf-8")
+    """Write scores as a page for people, in the order of the tasks."""
+    ordered = [score for task in select_tasks("all") for score in scores if score.task == task.name]
+    path.write_text(PAGE + describe_scores(ordered) + "\n", encoding="utf-8")
 
 
 PAGE = """# Scores

@@ -9,7 +9,7 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -61,10 +61,15 @@ class Evaluation:
 
     @property
     def domains(self) -> dict[str, list[TaskScore]]:
-        found: dict[str, list[TaskScore]] = {}
-        for score in self.scores:
-            found.setdefault(get_task(score.task).domain, []).append(score)
-        return found
+        return by_domain(self.scores)
+
+
+def by_domain(scores: Iterable[Any]) -> dict[str, list[Any]]:
+    """Scores of any kind by the domain of their `task`, in the order in which they come."""
+    found: dict[str, list[Any]] = {}
+    for score in scores:
+        found.setdefault(get_task(score.task).domain, []).append(score)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------
