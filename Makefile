@@ -8,16 +8,19 @@ DEMO ?= demo
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
+# A file of tests at a time to each core, whose models are too small to gain from threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
+
 .PHONY: demo test test-slow lint format clean
 
 demo: .venv/installed  ## the whole path on four tasks: data, training, evaluation, card and replay, in the folder $(DEMO)
 	$(BIN)/python examples/demo.py --output $(DEMO)
 
 test: .venv/installed lint  ## lint and the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: .venv/installed  ## every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
