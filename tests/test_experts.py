@@ -156,6 +156,22 @@ def test_model_predictive_control_plans_no_further_than_the_episode():
     assert len(rollout(env, policy, seed=0, keep_observations=False)) == 500
 
 
+def test_predictive_sampling_sits_up_and_does_the_same_again():
+    env, policy = make_env("mujoco-standup", max_episode_steps=40), load_expert("mujoco-standup", "mpc")
+    first, again = (rollout(env, policy, seed=0) for _ in range(2))
+    assert np.array_equal(first.actions, again.actions)
+    assert np.array_equal(first.rewards, again.rewards)
+    assert first.observations["continuous_observation"][-1][0] > 0.4  # height of the torso; 0.1 lying
+
+
+@pytest.mark.slow
+def test_predictive_sampling_stands():
+    heights = rollout(
+        make_env("mujoco-standup", max_episode_steps=200), load_expert("mujoco-standup", "mpc"), seed=1
+    ).observations["continuous_observation"][:, 0]
+    assert np.mean(heights[100:]) > 1
+
+
 @pytest.mark.parametrize("task", TRAINED)
 def test_trained_networks_beat_the_published_expert(task):
     few = 5 if get_task(task).horizon == 1000 else 100
@@ -267,7 +283,7 @@ def test_missing_and_unknown_experts():
         load_expert("mujoco-hopper", "planner")
     with pytest.raises(MissingExpertError, match="needs an Atari emulator"):
         load_expert("mujoco-hopper", "explorer")
-    with pytest.raises(MissingExpertError, match="for Meta-World only"):
+    with pytest.raises(MissingExpertError, match="for Meta-World and mujoco-standup"):
         load_expert("mujoco-hopper", "mpc")
     with pytest.raises(MissingExpertError, match="wikipedia has no expert"):
         load_expert("wikipedia")
