@@ -91,7 +91,8 @@ _ATARI = """
 
 # Games whose expert is a network of the package; of the others it is the planner, whose actions cannot be imitated.
 _LEARNT = """
-    Assault Atlantis Boxing Breakout CrazyClimber DemonAttack Freeway Gopher Jamesbond Krull KungFuMaster Pong RoadRunner
+    Assault Atlantis Boxing Breakout CrazyClimber DemonAttack Freeway Gopher Jamesbond Krull KungFuMaster Pong
+    RoadRunner Tutankham
 """.split()
 
 # name, minigrid id, instruction
