@@ -13,10 +13,10 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from teach_expert_atari import Emulator
-from train_expert_mujoco import KneelingStarts, export
+from train_expert_mujoco import HoldPolicy, KneelingStarts, export
 
-from dataset_builder import make_env, rollout
-from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network
+from dataset_builder import get_task, make_env, rollout
+from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
 from dataset_builder.scores import reference_scores
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -70,6 +70,33 @@ def test_a_network_of_mujoco_goes_on_and_learns(tmp_path):
     assert metadata(path)["command"].startswith("python examples/train_expert_mujoco.py --tasks mujoco-pendulum")
     with make_env("mujoco-pendulum") as env:
         assert rollout(env, read_network(path), 1).total_reward > 10 * reference_scores("mujoco-pendulum").random
+
+
+def test_a_training_that_starts_from_a_network_keeps_it_while_its_value_function_is_learnt(tmp_path):
+    """Its first networks are the same one, though what it sees differs from what made the network's normaliser."""
+    start = weights_path(get_task("mujoco-humanoid"))
+    options = ["--tasks", "mujoco-humanoid", "--start-from", start.parent, "--output", ".", "--episodes", "1"]
+    train("mujoco", tmp_path, *options, "--timesteps", "8192")
+    expected, kept = load_file(start), load_file(tmp_path / "mujoco-humanoid.safetensors")
+    assert set(kept) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(kept[name], array, rtol=1e-5, err_msg=name)
+
+
+def test_a_held_policy_learns_when_its_time_has_come():
+    envs = make_vec_env(lambda: gymnasium.wrappers.FlattenObservation(make_env("mujoco-pendulum")), 1, seed=0)
+    model = PPO("MlpPolicy", VecNormalize(envs), n_steps=64, seed=0, device="cpu")
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+    def changed():
+        after = model.policy.state_dict()
+        return {name for name, value in before.items() if not value.equal(after[name])}
+
+    policy = {name for name in before if "policy" in name or name.startswith(("action_net", "log_std"))}
+    model.learn(128, HoldPolicy(128))
+    assert changed() == set(before) - policy
+    model.learn(64, HoldPolicy(128), reset_num_timesteps=False)
+    assert changed() == set(before)
 
 
 def test_a_training_with_sac_goes_on(tmp_path):
