@@ -91,8 +91,8 @@ _ATARI = """
 
 # Games whose expert is a network of the package; of the others it is the planner, whose actions cannot be imitated.
 _LEARNT = """
-    Assault Atlantis Boxing Breakout CrazyClimber DemonAttack Freeway Gopher Jamesbond Krull KungFuMaster Pong
-    RoadRunner Tutankham
+    Assault Atlantis BankHeist Boxing Breakout CrazyClimber DemonAttack Freeway Gopher Jamesbond Krull KungFuMaster
+    Phoenix Pong Qbert RoadRunner SpaceInvaders Tutankham
 """.split()
 
 # name, minigrid id, instruction
