@@ -140,7 +140,7 @@ def published_step_ms(model: JatModelForCausalLM, kind: str) -> float:
             length = 1 if t == 0 else 2
             inputs = {**observations(kind, 1, length), **actions(kind, 1, length)}
             begun = time.perf_counter()
-            model(**inputs, past_key_values=cache, use_cache=True, return_loss=False)
+            model(**inputs, cache=cache, use_cache=True, return_loss=False)
             cache.crop(-2)
             times.append(1e3 * (time.perf_counter() - begun))
     return statistics.median(times[FIRST_STEP:])

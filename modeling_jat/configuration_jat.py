@@ -64,7 +64,6 @@ class JatConfig(PreTrainedConfig):
     """
 
     model_type = "jat"
-    keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {
         "num_attention_heads": "num_heads",
         "num_hidden_layers": "num_layers",

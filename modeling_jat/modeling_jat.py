@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_jat import JatConfig
@@ -39,7 +40,7 @@ class JatOutput(ModelOutput):
         pred_actions: (B, L, action size), or logits: (B, L, vocab_size) for discrete actions, (B, L, action size,
             num_action_bins) for discretized ones.
         logits: (B, patches + tokens, vocab_size), for text.
-        past_key_values: cache of the keys and values.
+        cache: the keys and values of the tokens so far; also named `past_key_values`.
         hidden_states: one (B, tokens, hidden_size) for the embeddings and one for each block, the last one normed.
         attentions: one (B, heads, tokens, tokens) for each block.
     """
@@ -50,7 +51,7 @@ class JatOutput(ModelOutput):
     pred_observations: Tensor | None = None
     pred_actions: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -150,19 +151,19 @@ class JatAttention(nn.Module):
         self.out_proj = TrunkLinear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
+        self, hidden_states: Tensor, attention_mask: Tensor | None, cache: Cache | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
-        if isinstance(past_key_values, _ContextRows) and implementation != "eager":
+        if isinstance(cache, _ContextRows) and implementation != "eager":
             implementation = "sdpa"  # a context's masks are for torch's own attention
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        if implementation == "sdpa" and self.training and past_key_values is None and query.device.type == "cpu":
+        if implementation == "sdpa" and self.training and cache is None and query.device.type == "cpu":
             attention = blockwise_attention
         output, weights = attention(
             self,
@@ -201,9 +202,9 @@ class JatBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
+        self, hidden_states: Tensor, attention_mask: Tensor | None, cache: Cache | None, **kwargs: Any
     ) -> Tensor:
-        attended, _ = self.attn["attention"](self.ln_1(hidden_states), attention_mask, past_key_values, **kwargs)
+        attended, _ = self.attn["attention"](self.ln_1(hidden_states), attention_mask, cache, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.ln_2(hidden_states)))
 
@@ -214,7 +215,6 @@ class JatPreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["JatBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -247,7 +247,7 @@ class JatTrunk(JatPreTrainedModel):
         inputs_embeds: Tensor,
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -256,9 +256,9 @@ class JatTrunk(JatPreTrainedModel):
         `attention_mask` is 1 for real tokens, (B, past and new tokens), or a mask for each kind of block ready for the
         attention function.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        past_length = cache.get_seq_length() if cache is not None else 0
         length = past_length + inputs_embeds.shape[1]
         # A static cache counts in a tensor, which compiled code must not look into.
         if isinstance(length, int) and length > self.config.max_position_embeddings:
@@ -269,7 +269,7 @@ class JatTrunk(JatPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_length
         if not isinstance(attention_mask, dict):
-            arguments = (self.config, inputs_embeds, attention_mask, past_key_values)
+            arguments = (self.config, inputs_embeds, attention_mask, cache)
             attention_mask = {
                 "full_attention": create_causal_mask(*arguments),
                 "sliding_attention": create_sliding_window_causal_mask(*arguments),
@@ -278,9 +278,9 @@ class JatTrunk(JatPreTrainedModel):
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
         for block, kind in zip(self.h, self.config.layer_types, strict=True):
             hidden_states = block(
-                hidden_states, attention_mask=attention_mask[kind], past_key_values=past_key_values, **kwargs
+                hidden_states, attention_mask=attention_mask[kind], cache=cache, **kwargs
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), cache=cache)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -638,7 +638,7 @@ class JatContext:
             tokens,
             attention_mask=self._masks(slots, tokens.dtype),
             position_ids=self._positions(slots),
-            past_key_values=_ContextRows(self, rows, slots),
+            cache=_ContextRows(self, rows, slots),
         ).last_hidden_state
 
     def _positions(self, slots: Tensor) -> Tensor:
@@ -862,6 +862,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
     # Training
 
     @can_return_tuple
+    @deprecate_kwarg("past_key_values", version="5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -877,7 +878,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: Tensor | None = None,
         loss_weight: Tensor | None = None,
         return_loss: bool = True,
@@ -902,7 +903,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             attention_mask: (B, L) or (B, tokens), 1 where an input is real and 0 where it is padding.
             position_ids: (B, tokens), of all tokens; counted from the first one by default.
             inputs_embeds: (B, tokens, hidden_size), instead of `input_ids`.
-            past_key_values: cache of earlier tokens.
+            cache: the keys and values of earlier tokens; also named `past_key_values`.
             labels: (B, tokens), the text to predict, -100 where there is none; default: `input_ids`.
             loss_weight: (B, L), weight of each timestep's losses.
             return_loss: whether to compute losses.
@@ -921,7 +922,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             use_cache = is_text and self.config.use_cache and not self.training
         trunk_options = {
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "use_cache": use_cache,
             **kwargs,
         }
@@ -1005,7 +1006,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             **losses,
             pred_observations=pred_observations,
             pred_actions=pred_actions,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1077,7 +1078,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         token_mask = attention_mask
         if isinstance(attention_mask, Tensor):
             # The mask may cover the text only; image patches, new or cached, stand before it.
-            past = trunk_options["past_key_values"]
+            past = trunk_options["cache"]
             patches = embeddings.shape[1] + (past.get_seq_length() if past is not None else 0) - attention_mask.shape[1]
             token_mask = F.pad(attention_mask, (patches, 0), value=1)
 
@@ -1087,7 +1088,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         return JatOutput(
             loss=None if labels is None else self._text_loss(logits, labels, token_mask, **trunk_options),
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1118,7 +1119,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
@@ -1132,7 +1133,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             position_ids = position_ids + patches
             if attention_mask is not None:
                 attention_mask = F.pad(attention_mask, (patches, 0), value=1)
-            if past_key_values is None or past_key_values.get_seq_length() == 0:
+            if cache is None or cache.get_seq_length() == 0:
                 image = self.vit_encoder(pixel_values.to(self.device, self.dtype))
                 inputs_embeds = torch.cat([image, self.embed_tokens("input_ids", input_ids)], dim=1)
                 positions = torch.arange(patches, device=position_ids.device).expand(len(position_ids), -1)
@@ -1141,7 +1142,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
+            cache=cache,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,

@@ -59,6 +59,16 @@ class TestGeneration:
         generated = model.generate(input_ids, attention_mask=mask, **self.cache_options(cache), **self.OPTIONS)
         assert torch.equal(generated, expected)
 
+    def test_the_cache_by_its_old_name(self, make_model):
+        model = make_model()
+        input_ids = torch.tensor([[5, 6, 7, 8]])
+        with torch.no_grad():
+            expected = model(input_ids=input_ids, return_loss=False)
+            first = model(input_ids=input_ids[:, :3], return_loss=False)
+            assert first.past_key_values is first.cache
+            output = model(input_ids=input_ids[:, 3:], past_key_values=first.past_key_values, return_loss=False)
+        assert torch.allclose(output.logits[:, -1], expected.logits[:, -1], atol=1e-6)
+
     @pytest.mark.parametrize("cache", ["dynamic", "static", None])
     def test_image_and_text(self, make_model, cache):
         model = make_model(image_size=32, patch_size=16)
