@@ -91,8 +91,8 @@ class BotPolicy:
 
     def act(self, observation: Observation, reward: float | None) -> int:
         if not self.detour:
-            self.visits[self._state()] += 1
-            if self.visits[self._state()] <= MAX_VISITS:
+            self.visits[state := self._state()] += 1
+            if self.visits[state] <= MAX_VISITS:
                 self.bot.stack.pushed = 0
                 try:
                     return int(self.bot.replan())
@@ -103,8 +103,10 @@ class BotPolicy:
 
     def _state(self) -> tuple:
         """All that changes in an episode but time; the bot does not come back to it again and again."""
-        carrying = self.env.carrying
-        return self.env.hash(), carrying and (carrying.type, carrying.color)
+        env, carrying = self.env, self.env.carrying
+        cells = enumerate(env.grid.grid)
+        things = tuple((place, *cell.encode()) for place, cell in cells if cell and cell.type != "wall")
+        return *env.agent_pos, env.agent_dir, carrying and carrying.encode(), things
 
     def _plan_anew(self) -> None:
         self.new_plans += 1
