@@ -229,8 +229,8 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 
 def has_fast_bf16() -> bool:
     """Accelerators are, and processors with instructions for it."""
-    capabilities = torch.cpu.get_capabilities()
-    return torch.accelerator.is_available() or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    instructions = ("avx512_bf16", "amx_bf16")
+    return torch.accelerator.is_available() or any(torch.cpu.get_capabilities().get(name) for name in instructions)
 
 
 def keep_freed_memory() -> None:
@@ -275,11 +275,18 @@ def vocabulary_texts(datasets: dict[str, Dataset | IterableDataset]) -> list[str
 
 
 def make_rule(pairs: list[str], tasks: Iterable[str]) -> FixedWeights:
-    """The published weights, and others for some tasks."""
-    given = {name: float(weight) for name, weight in (pair.split("=") for pair in pairs)}
-    if unknown := sorted(set(given) - set(tasks)):
-        raise ValueError(f"--task-weights names {', '.join(unknown)}, which are not trained: {', '.join(tasks)}")
-    return FixedWeights({**FixedWeights.published(tasks).weights(), **given})
+    """The published weights, and others for some tasks; of patterns that name the same task the last one holds.
+
+    Raises:
+        ValueError: if a pattern names none of the tasks.
+    """
+    weights = FixedWeights.published(tasks).weights()
+    for pattern, weight in (pair.split("=") for pair in pairs):
+        named = {task.name for task in select_tasks(pattern)} & set(weights)
+        if not named:
+            raise ValueError(f"--task-weights names {pattern}, which is not trained: {', '.join(weights)}")
+        weights = {**weights, **dict.fromkeys(named, float(weight))}
+    return FixedWeights(weights)
 
 
 def select_played(patterns: list[str]) -> list[str]:
@@ -377,8 +384,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         "--task-weights",
         nargs="*",
         default=[],
-        metavar="TASK=WEIGHT",
-        help="how often a task is drawn; default: 1, text subsets 10",
+        metavar="TASKS=WEIGHT",
+        help="how often tasks are drawn, by name, domain or glob; default: 1, text subsets 10",
     )
     data.add_argument("--window", type=int, default=256, help="timesteps that the model sees at once")
     data.add_argument("--image-window", type=int, default=32, help="the same in training on image observations")

@@ -277,9 +277,7 @@ class JatTrunk(JatPreTrainedModel):
 
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
         for block, kind in zip(self.h, self.config.layer_types, strict=True):
-            hidden_states = block(
-                hidden_states, attention_mask=attention_mask[kind], cache=cache, **kwargs
-            )
+            hidden_states = block(hidden_states, attention_mask=attention_mask[kind], cache=cache, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), cache=cache)
 
 

@@ -21,7 +21,7 @@ from datasets import Dataset
 from hub import running_hub
 from PIL import Image
 from safetensors.torch import load_file
-from train import Collator, MixTrainer, last_whole_checkpoint, main, rehearse, use_every_parameter
+from train import Collator, MixTrainer, last_whole_checkpoint, main, make_rule, rehearse, use_every_parameter
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from dataset_builder import get_task, task_features
@@ -364,11 +364,17 @@ def test_a_loss_that_is_not_finite_stops_the_training(processor, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_weights_by_pattern():
+    rule = make_rule(["babyai=2", "babyai-go-to*=3"], ["babyai-go-to", "babyai-open", "mujoco-ant", "wikipedia"])
+    assert rule.weights() == {"babyai-go-to": 3, "babyai-open": 2, "mujoco-ant": 1, "wikipedia": 10}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--tasks", "metaworld-push"], "has no data of 'metaworld-push'; it has atari-pong"),
-        (["--task-weights", "metaworld-push=2"], "--task-weights names metaworld-push"),
+        (["--task-weights", "metaworld-push=2"], "--task-weights names metaworld-push, which is not trained"),
+        (["--task-weights", "metaword=2"], "no task matches 'metaword'"),
         (["--tasks", "metaword-reach"], "no task matches 'metaword-reach'"),
         (["--evaluate-tasks", "wikipedia"], "there are no scores of random and expert for wikipedia"),
         (["--prompt-fraction", "2"], "instructed must be a fraction from 0 to 1, got 2.0"),
