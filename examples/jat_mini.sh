@@ -20,7 +20,7 @@ data() {
     # About every second episode of continuous actions is executed with noise, which the stored actions correct.
     build --tasks metaworld --episodes 28 --max-episode-steps 200 --action-noise 0.3
     build --tasks mujoco --steps 40000 --action-noise 0.1
-    build --tasks babyai --episodes 1000
+    build --tasks babyai --episodes 2000
     # shellcheck disable=SC2046
     build --tasks $(networks) --steps 10000
     build --tasks frame-captions missions --episodes 6000

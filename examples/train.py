@@ -28,7 +28,7 @@ from typing import Any
 import httpx2
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset
+from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset_builder
 from huggingface_hub.errors import StrictDataclassError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -259,7 +259,15 @@ def load_tasks(data: str, patterns: list[str] | None, streaming: bool) -> dict[s
             if not matches:
                 raise ValueError(f"{data} has no data of {pattern!r}; it has {', '.join(available)}")
             names |= matches
-    return {name: load_dataset(data, name, split="train", streaming=streaming) for name in sorted(names)}
+    # load_dataset would read the whole card for each of them, half a second where it has all tasks.
+    first = load_dataset_builder(data, min(names))
+    source = {key: getattr(first, key) for key in ("dataset_name", "hash", "base_path", "repo_id")}
+    builders = {name: type(first)(config_name=name, **source) for name in sorted(names)}
+    if streaming:
+        return {name: builder.as_streaming_dataset("train") for name, builder in builders.items()}
+    for builder in builders.values():
+        builder.download_and_prepare()
+    return {name: builder.as_dataset("train") for name, builder in builders.items()}
 
 
 def vocabulary_texts(datasets: dict[str, Dataset | IterableDataset]) -> list[str]:
