@@ -22,7 +22,7 @@ data() {
     build --tasks mujoco --steps 40000 --action-noise 0.1
     build --tasks babyai --episodes 2000
     # shellcheck disable=SC2046
-    build --tasks $(networks) --steps 10000
+    build --tasks $(networks) --steps 10000 --max-episode-steps 4000
     build --tasks frame-captions missions --episodes 6000
 }
 

@@ -144,18 +144,31 @@ class MixTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.scaler is None:  # with float16 gradients overflow now and then, and it skips those steps
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._check_finite("gradient", norm.full_tensor() if isinstance(norm, DTensor) else norm, inputs)
+        return loss
+
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        task, places = inputs.pop("task"), inputs.pop("places")
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        batch = {key: value for key, value in inputs.items() if key not in ("task", "places")}
+        result = super().compute_loss(model, batch, *args, **kwargs)
         loss = (result[0] if isinstance(result, tuple) else result).detach()
-        if not torch.isfinite(loss):
-            rows = "".join(f"\n  row {row}: {place}" for row, place in enumerate(places))
-            raise FloatingPointError(
-                f"the loss is {loss.item()} in step {self.state.global_step + 1}, in a batch of {task}:{rows}\n"
-                "If these data are sound, try a lower --learning-rate, or --no-bf16"
-            )
-        self.task_losses[self.tasks.index(task)] += torch.stack([loss.double(), torch.ones_like(loss.double())])
+        self._check_finite("loss", loss, inputs)
+        loss = loss.double()
+        self.task_losses[self.tasks.index(inputs["task"])] += torch.stack([loss, torch.ones_like(loss)])
         return result
+
+    def _check_finite(self, name: str, value: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Stop before weights, and checkpoints of them, are spoilt."""
+        if not torch.isfinite(value):
+            rows = "".join(f"\n  row {row}: {place}" for row, place in enumerate(inputs["places"]))
+            raise FloatingPointError(
+                f"the {name} is {value.item()} in step {self.state.global_step + 1}, in a batch of {inputs['task']}:"
+                f"{rows}\nIf these data are sound, try a lower --learning-rate, or --no-bf16"
+            )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -364,6 +364,15 @@ def test_a_loss_that_is_not_finite_stops_the_training(processor, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_gradient_that_is_not_finite_spoils_no_weights(processor, tmp_path):
+    trainer = make_trainer(tmp_path, processor, {"mujoco-pendulum": continuous()})
+    trainer.model.continuous_decoder.bias.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"the gradient is nan in step 1, in a batch of mujoco-pendulum:\n"):
+        trainer.train()
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 def test_weights_by_pattern():
     rule = make_rule(["babyai=2", "babyai-go-to*=3"], ["babyai-go-to", "babyai-open", "mujoco-ant", "wikipedia"])
     assert rule.weights() == {"babyai-go-to": 3, "babyai-open": 2, "mujoco-ant": 1, "wikipedia": 10}
