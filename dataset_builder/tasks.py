@@ -92,7 +92,7 @@ _ATARI = """
 # Games whose expert is a network of the package; of the others it is the planner, whose actions cannot be imitated.
 _LEARNT = """
     Assault Atlantis BankHeist Boxing Breakout CrazyClimber DemonAttack Freeway Gopher Jamesbond Krull KungFuMaster
-    NameThisGame Phoenix Pong Qbert RoadRunner SpaceInvaders Tutankham
+    NameThisGame Phoenix Pong Qbert RoadRunner SpaceInvaders Tutankham UpNDown
 """.split()
 
 # name, minigrid id, instruction
