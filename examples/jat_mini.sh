@@ -1,5 +1,6 @@
 #!/bin/sh
-# jat-mini from nothing but the package: its data, and its training.
+# A draft of the recipe of jat-mini, from nothing but the package: its data, and its training, which was not yet run to
+# its end.
 #
 #     sh examples/jat_mini.sh            # all of it, in the folder runs/jat-mini
 #     sh examples/jat_mini.sh data       # a part of it
