@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
+from humanoids import HUMANOIDS, Humanoids, stages_up, ways_up
 from safetensors.numpy import load_file, save_file
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -60,9 +60,6 @@ MEMORY = {
     "ent_coef": "auto_0.05",
     "policy_kwargs": {"net_arch": [128, 128]},
 }
-# A simpler integrator of the simulator, in training only: twice (humanoid) to three times (standup) as many timesteps
-# a second. The networks are chosen and measured on the task's own, Runge-Kutta of the fourth order.
-FAST = {"integrator": mujoco.mjtIntegrator.mjINT_EULER}
 # A long discount and a smoother advantage let the swimmer see a whole stroke (Franceschetti et al. 2022,
 # arXiv 2207.03932); a short one suits the reacher's 50 timesteps.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -85,57 +82,22 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "mujoco-walker": {**BIG, "timesteps": 10_000_000},
     "mujoco-ant": {**BIG, "timesteps": 10_000_000},
-    # The networks of the package were trained without FAST.
-    "mujoco-humanoid": {**BIG, **FAST, "timesteps": 20_000_000},
-    # It learns to sit up, where it stays: the network of the package had 1.25 million timesteps.
+    # The network of the package was trained on environments of its own, with the integrator of the task.
+    "mujoco-humanoid": {**BIG, "timesteps": 20_000_000},
     "mujoco-standup": {
         **BIG,
-        **FAST,
-        "timesteps": 10_000_000,
-        "max_episode_steps": 300,
-        "kneeling_starts": 0.5,
-        "learning_rate": 1e-3,
-        "policy_kwargs": {"net_arch": [128, 128], "log_std_init": -1.0},
+        "timesteps": 9_000_000,
+        "num_envs": 128,
+        "n_steps": 32,
+        "max_episode_steps": 250,
+        "ways_up": True,
+        "policy_kwargs": {"net_arch": [128, 128], "log_std_init": -0.7},
     },
 }
 EVALUATIONS, EVALUATION_TIMESTEPS = 40, 10_000
 # A network that is trained on keeps its weights while its value function, which is new, is learnt. Its actions vary by
 # a quarter of the largest one.
 HELD_TIMESTEPS, KEPT_NOISE = 300_000, 0.25
-
-
-class KneelingStarts(gymnasium.Wrapper):
-    """Begins a share of the episodes of the humanoid that stands up on its knees, and falling.
-
-    From there high returns are near; the states between kneeling and lying, in which it is learnt how to come back,
-    show the way up to one that begins lying: a curriculum in reverse (Florensa et al. 2017, arXiv 1707.05300).
-
-    Args:
-        env: the task, or a wrapper around it.
-        share: of the episodes.
-    """
-
-    FALL = 100  # timesteps of random actions, at most
-
-    def __init__(self, env: gymnasium.Env, share: float) -> None:
-        super().__init__(env)
-        self.share = share
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        observation, info = self.env.reset(seed=seed, options=options)
-        rng, humanoid = self.np_random, self.env.unwrapped
-        if rng.random() < self.share:
-            bend = np.radians(rng.uniform(60, 130))  # of the knees
-            positions = humanoid.init_qpos.copy()
-            positions[2] = 0.86 + 0.35 * np.cos(bend)  # height of the torso, whose shins are 0.35 m
-            positions[3:7] = [0.5**0.5, 0, 0.5**0.5, 0]  # upright
-            for knee in ("right_knee", "left_knee"):
-                positions[humanoid.model.joint(knee).qposadr] = -bend
-            humanoid.set_state(positions, humanoid.init_qvel)
-            for _ in range(rng.integers(1, self.FALL)):
-                action = rng.uniform(self.action_space.low, self.action_space.high).astype(np.float32)
-                observation, _, _, _, info = self.env.step(action)
-        return observation, info
 
 
 class KeepBest(BaseCallback):
@@ -276,6 +238,15 @@ def start_from(model: BaseAlgorithm, path: Path) -> None:
             model.policy.log_std.copy_(torch.from_numpy(np.log(KEPT_NOISE * model.action_space.high)))
 
 
+def planned_ways(task: TaskSpec, args: argparse.Namespace) -> np.ndarray:
+    """Ways up for a humanoid, planned in some minutes and kept beside the checkpoints."""
+    path = args.checkpoints / f"{task.name}-{args.seed}-ways.npy"
+    if not path.exists():
+        with whole_file(path) as file:
+            np.save(file, ways_up(task, args.seed))
+    return np.load(path)
+
+
 def train(task_name: str, args: argparse.Namespace) -> str:
     """Train the network of one task, or go on with that, and write it; returns a line that says what it reaches."""
     torch.set_num_threads(1)  # the networks are too small to gain from more
@@ -305,17 +276,12 @@ def train(task_name: str, args: argparse.Namespace) -> str:
     }
 
     timesteps, num_envs, learning_rate = (recipe.pop(name) for name in ("timesteps", "num_envs", "learning_rate"))
-    max_episode_steps, kneeling_starts, integrator = (
-        recipe.pop(name, None) for name in ("max_episode_steps", "kneeling_starts", "integrator")
-    )
-
-    def make_training_env() -> gymnasium.Env:
-        env = gymnasium.wrappers.FlattenObservation(make_env(task, max_episode_steps=max_episode_steps))
-        if integrator is not None:
-            env.unwrapped.model.opt.integrator = integrator
-        return KneelingStarts(env, kneeling_starts) if kneeling_starts else env
-
-    envs = make_vec_env(make_training_env, num_envs, seed=args.seed)
+    if task.name in HUMANOIDS:
+        stages = stages_up(task, planned_ways(task, args)) if recipe.pop("ways_up", False) else ()
+        options = {"seed": args.seed, "max_episode_steps": recipe.pop("max_episode_steps", None), "stages": stages}
+        envs = Humanoids(task, num_envs, **options)
+    else:
+        envs = make_vec_env(lambda: gymnasium.wrappers.FlattenObservation(make_env(task)), num_envs, seed=args.seed)
     model = {"PPO": PPO, "SAC": SAC}[algorithm](
         "MlpPolicy",
         VecNormalize(envs, gamma=recipe.get("gamma", 0.99), clip_obs=OBSERVATION_LIMIT),

@@ -5,15 +5,17 @@ import sys
 from pathlib import Path
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
+from humanoids import HUMANOIDS, Humanoids, Kneeling, stages_up, ways_up
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from teach_expert_atari import Emulator
-from train_expert_mujoco import HoldPolicy, KneelingStarts, export
+from train_expert_mujoco import HoldPolicy, export
 
 from dataset_builder import get_task, make_env, rollout
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
@@ -106,19 +108,69 @@ def test_a_training_with_sac_goes_on(tmp_path):
     assert metadata(tmp_path / "mujoco-pusher.safetensors")["algorithm"] == "SAC (Stable-Baselines3)"
 
 
-def test_kneeling_starts():
-    """Those of the share are on their knees or falling, the others lie; the seed decides."""
+@pytest.mark.parametrize("task", HUMANOIDS)
+def test_humanoids_are_the_task(task):
+    """Under the task's own integrator, they see and earn what its environment gives for the same actions."""
+    humanoids = Humanoids(get_task(task), 2, integrator=mujoco.mjtIntegrator.mjINT_RK4)
+    observations = humanoids.reset()
+    env = make_env(task)
+    env.reset(seed=0)
+    env.unwrapped.set_state(humanoids.humanoids[1].qpos, humanoids.humanoids[1].qvel)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        actions = rng.uniform(humanoids.action_space.low, humanoids.action_space.high, (2, 17)).astype(np.float32)
+        observations, rewards, dones, infos = humanoids.step(actions)
+        observation, reward, terminated, *_ = env.step(actions[1])
+        assert dones[1] == terminated
+        seen = infos[1]["terminal_observation"] if terminated else observations[1]
+        np.testing.assert_allclose(seen, observation["continuous_observation"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(rewards[1], reward, rtol=1e-4)
+        if terminated:
+            break
 
-    def heights(share):
-        env = KneelingStarts(gymnasium.wrappers.FlattenObservation(make_env("mujoco-standup")), share)
-        starts = [env.reset(seed=seed if seed == 0 else None) for seed in range(40)]
-        assert all(env.observation_space.contains(observation) for observation, _ in starts)
-        return [float(observation[0]) for observation, _ in starts]
 
-    lying, kneeling = max(heights(0.0)), heights(1.0)
-    assert 0.5 < np.mean([height > 0.5 for height in kneeling]) < 1
-    assert heights(1.0) == kneeling
-    assert 0.2 < np.mean([height <= lying for height in heights(0.5)]) < 0.8
+def straight_ways():
+    """From lying to kneeling in a straight line, and on."""
+    model = make_env("mujoco-standup").unwrapped.model
+    lying = np.concatenate([model.qpos0, np.zeros(model.nv)])
+    kneeling = np.concatenate([Kneeling(model).positions, np.zeros(model.nv)])
+    return lying + np.clip(np.linspace(0, 1.5, 120), 0, 1)[None, :, None] * (kneeling - lying)
+
+
+def test_stages_lead_from_kneeling_back_to_lying():
+    stages = stages_up(get_task("mujoco-standup"), straight_ways())
+    heights = [states[:, 2].mean() for states in stages]
+    assert heights == sorted(heights)
+    assert heights[0] < 0.4
+    assert heights[-1] == 0.83
+
+
+def test_episodes_begin_where_the_next_stage_is_mastered():
+    humanoids = Humanoids(
+        get_task("mujoco-standup"), 200, stages=stages_up(get_task("mujoco-standup"), straight_ways())
+    )
+    last = len(humanoids.success) - 1
+    humanoids.reset()
+    assert np.mean(humanoids.stage == last) > 0.5
+    humanoids.success[-2:] = 1
+    humanoids.reset()
+    assert np.mean(humanoids.stage == last - 2) > 0.5
+
+
+def test_a_training_on_ways_up_goes_on(tmp_path):
+    checkpoints = tmp_path / "runs" / "experts"
+    checkpoints.mkdir(parents=True)
+    np.save(checkpoints / "mujoco-standup-0-ways.npy", straight_ways())
+    options = ["--tasks", "mujoco-standup", "--output", ".", "--episodes", "1"]
+    assert "4,096 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "4096")
+    assert "going on at 4,096 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "8192")
+
+
+@pytest.mark.slow
+def test_planned_ways_reach_kneeling():
+    ways = ways_up(get_task("mujoco-standup"), seed=0, num_ways=4)
+    assert (ways[:, 0, 2] < 0.15).all()
+    assert np.mean(ways[..., 2].max(axis=1) > 0.7) >= 0.75
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC])

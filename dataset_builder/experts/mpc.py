@@ -7,6 +7,7 @@ episode. But the actions depend on the whole state of the simulator, of which th
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -114,12 +115,18 @@ class PredictivePolicy:
         return plan, earned
 
 
+def height(states: np.ndarray) -> np.ndarray:
+    """Of the torso in each of the simulator's states (..., 1 + positions + velocities), which begin with the time."""
+    return states[..., 1 + 2]
+
+
 class PredictiveSampling:
     """Raises the humanoid that stands up, whose reward is the height of its torso.
 
     It follows the best of some plans: what is left of the last one, and changes of it.
 
     Args:
+        value: of states, whose mean over a plan is what makes it good.
         candidates: plans that are tried at every decision.
         horizon: timesteps of a plan.
         executed: timesteps of a plan that are executed before the next decision.
@@ -130,17 +137,17 @@ class PredictiveSampling:
     # More candidates are worth more than the simulator's own precision, a fourth-order method in 5 substeps.
     INTEGRATOR, SUBSTEPS = mujoco.mjtIntegrator.mjINT_EULER, 3
     STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
-    HEIGHT = 1 + 2  # in a state: after the time, x and y
 
     def __init__(
         self,
+        value: Callable[[np.ndarray], np.ndarray] = height,
         candidates: int = 100,
         horizon: int = 50,
         executed: int = 2,
         knots: int = 8,
         noise: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0),
     ) -> None:
-        self.candidates, self.horizon, self.executed = candidates, horizon, executed
+        self.value, self.candidates, self.horizon, self.executed = value, candidates, horizon, executed
         self.noise = np.resize(noise, candidates)[:, None, None]
         at = np.linspace(0, horizon - 1, knots)
         self.interpolation = np.stack([np.interp(np.arange(horizon), at, knot) for knot in np.eye(knots)], axis=1)
@@ -168,15 +175,15 @@ class PredictiveSampling:
         changes = self.rng.normal(0, 1, (self.candidates, self.interpolation.shape[1], len(high)))
         changes[0] = 0
         plans = np.clip(last + self.interpolation @ (self.noise * high * changes), low, high)
-        return plans[self._heights(plans).mean(axis=1).argmax()]
+        return plans[self.value(self._states(plans)).mean(axis=1).argmax()]
 
-    def _heights(self, plans: np.ndarray) -> np.ndarray:
-        """What plans lead to from the present state, at each of their timesteps."""
+    def _states(self, plans: np.ndarray) -> np.ndarray:
+        """What plans lead to from the present state, at each of their timesteps: (plans, horizon, state)."""
         state = np.empty(mujoco.mj_stateSize(self.model, self.STATE))
         mujoco.mj_getState(self.model, self.env.data, state, self.STATE)
         controls = np.repeat(plans, self.SUBSTEPS, axis=1)
         states, _ = mujoco.rollout.rollout(self.model, self.scratch, state, controls)
-        return states[:, self.SUBSTEPS - 1 :: self.SUBSTEPS, self.HEIGHT]
+        return states[:, self.SUBSTEPS - 1 :: self.SUBSTEPS]
 
 
 def load(task: TaskSpec) -> PredictivePolicy | PredictiveSampling:
