@@ -84,6 +84,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mujoco-ant": {**BIG, "timesteps": 10_000_000},
     # The network of the package was trained on environments of its own, with the integrator of the task.
     "mujoco-humanoid": {**BIG, "timesteps": 20_000_000},
+    # It comes up to its knees and stays so. The network of the package was begun with budgets of 20 and 12 million.
     "mujoco-standup": {
         **BIG,
         "timesteps": 9_000_000,
