@@ -195,11 +195,13 @@ def policy_layers(model: BaseAlgorithm) -> list[torch.nn.Linear]:
 def save(model: BaseAlgorithm, best: float, path: Path) -> None:
     """Write what the training needs to go on; the episodes that were being played are begun anew."""
     normaliser = model.get_vec_normalize_env()
+    envs = normaliser.venv
     state = {
         "timesteps": model.num_timesteps,
         "best": best,
         "parameters": model.get_parameters(),
         "log_ent_coef": model.log_ent_coef.detach() if isinstance(model, SAC) else None,
+        "mastered": torch.from_numpy(envs.success) if isinstance(envs, Humanoids) else None,
         "statistics": {
             name: {field: torch.as_tensor(value) for field, value in vars(statistics).items()}
             for name, statistics in (("obs_rms", normaliser.obs_rms), ("ret_rms", normaliser.ret_rms))
@@ -220,6 +222,8 @@ def restore(model: BaseAlgorithm, path: Path) -> float:
     if isinstance(model, SAC):
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
         model.learning_starts += model.num_timesteps  # its memory is empty
+    if state["mastered"] is not None:
+        model.get_vec_normalize_env().venv.success[:] = state["mastered"].numpy()
     return state["best"]
 
 

@@ -15,7 +15,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from teach_expert_atari import Emulator
-from train_expert_mujoco import HoldPolicy, export
+from train_expert_mujoco import HoldPolicy, export, restore, save
 
 from dataset_builder import get_task, make_env, rollout
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
@@ -164,6 +164,18 @@ def test_a_training_on_ways_up_goes_on(tmp_path):
     options = ["--tasks", "mujoco-standup", "--output", ".", "--episodes", "1"]
     assert "4,096 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "4096")
     assert "going on at 4,096 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "8192")
+
+
+def test_a_training_goes_on_from_the_stages_that_were_mastered(tmp_path):
+    def model():
+        stages = stages_up(get_task("mujoco-standup"), straight_ways())
+        return PPO("MlpPolicy", VecNormalize(Humanoids(get_task("mujoco-standup"), 2, stages=stages)), device="cpu")
+
+    trained, going_on = model(), model()
+    trained.env.venv.success[-3:] = 0.5, 0.75, 1
+    save(trained, 0.0, tmp_path / "checkpoint.pt")
+    restore(going_on, tmp_path / "checkpoint.pt")
+    np.testing.assert_array_equal(going_on.env.venv.success, trained.env.venv.success)
 
 
 @pytest.mark.slow
