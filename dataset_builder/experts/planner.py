@@ -2,7 +2,8 @@
 
 Rolling-horizon evolution (Perez et al. 2013; Gaina et al. 2017): one plan of actions is kept, mutated and shifted as it
 is executed. A mutation at step t restarts the emulator from a saved state just before t, so that only the tail of the
-plan is played again. The budget is counted in emulator steps, never in seconds: the same seed gives the same game.
+plan is played again, and no more than the beginning of that if it is worse. The budget is counted in emulator steps,
+never in seconds: the same seed gives the same game.
 
 Its games score high but cannot be imitated as they are: most of its actions are one of many equally good ones, chosen
 by chance, and no function of what the screen shows.
@@ -38,6 +39,10 @@ class _Plan:
     outcomes: tuple[_Outcome, ...]  # what the plan led to until there
     outcome: _Outcome
 
+    def outcome_before(self, index: int) -> _Outcome:
+        """What it led to until a saved state, or until the game was over before that."""
+        return self.outcomes[index] if index < len(self.outcomes) else self.outcome
+
 
 class PlannerPolicy:
     """Plans on the very emulator that it plays, which it puts back as it was.
@@ -47,18 +52,20 @@ class PlannerPolicy:
         budget: emulator steps for every decision; up to `danger_factor` times as many while the plan loses a life or
             more reward than it gains.
         save_every: timesteps between the saved states of a plan; so many are executed before the next decision.
+        patience: timesteps after which a mutation is given up as soon as it is behind the plan.
         discount: of rewards within a plan, so that sooner is better.
     """
 
     def __init__(
         self,
         horizon: int = 100,
-        budget: int = 300,
+        budget: int = 150,
         save_every: int = 5,
+        patience: int = 20,
         discount: float = 0.995,
         danger_factor: int = 6,
     ) -> None:
-        self.horizon, self.budget, self.save_every = horizon, budget, save_every
+        self.horizon, self.budget, self.save_every, self.patience = horizon, budget, save_every, patience
         self.discount, self.danger_factor = discount, danger_factor
 
     def reset(self, env: gymnasium.Env, seed: int) -> None:
@@ -83,9 +90,10 @@ class PlannerPolicy:
             saved = int(self.rng.integers(len(plan.states)))
             start = saved * self.save_every
             actions = np.concatenate([plan.actions[:start], self._mutate(plan.actions[start:])])
-            mutant, steps = self._simulate(actions, plan.states[: saved + 1], plan.outcomes[: saved + 1])
+            mutant, steps = self._simulate(actions, plan.states[: saved + 1], plan.outcomes[: saved + 1], rival=plan)
             spent += steps
-            if mutant.outcome >= plan.outcome:  # an equal one too: drifting keeps the search from standing still
+            # An equal one is taken too: drifting keeps the search from standing still.
+            if mutant and mutant.outcome >= plan.outcome:
                 plan = mutant
         self.ale.restoreState(root)
         return plan
@@ -93,7 +101,7 @@ class PlannerPolicy:
     def _in_danger(self, plan: _Plan) -> bool:
         return plan.outcome.lives_lost > 0 or plan.outcome.value < 0
 
-    def _continue(self, root: Any) -> tuple[_Plan, int]:
+    def _continue(self, root: Any) -> tuple[_Plan | None, int]:
         """The last plan less what was executed, with new actions at its end; or a random one at the start."""
         if self.plan is None or len(self.plan.states) < 2:
             return self._simulate(self._hold_actions(self.horizon), (root,), (_Outcome(),))
@@ -108,17 +116,27 @@ class PlannerPolicy:
         return self._simulate(actions, (root, *self.plan.states[2:]), (_Outcome(), *outcomes))
 
     def _simulate(
-        self, actions: np.ndarray, states: tuple[Any, ...], outcomes: tuple[_Outcome, ...]
-    ) -> tuple[_Plan, int]:
-        """Play a plan on from its last saved state; also returns how many emulator steps that took."""
+        self,
+        actions: np.ndarray,
+        states: tuple[Any, ...],
+        outcomes: tuple[_Outcome, ...],
+        rival: _Plan | None = None,
+    ) -> tuple[_Plan | None, int]:
+        """Play a plan on from its last saved state, until it falls behind its rival; then there is None.
+
+        Also returns how many emulator steps that took.
+        """
         self.ale.restoreState(states[-1])
         start = (len(states) - 1) * self.save_every
         lives_lost, value, lives = outcomes[-1].lives_lost, outcomes[-1].value, self.ale.lives()
         states, outcomes = list(states), list(outcomes)
         for t in range(start, self.horizon):
             if t % self.save_every == 0 and t > start:
+                outcome = _Outcome(lives_lost, value)
+                if rival and t >= start + self.patience and not outcome >= rival.outcome_before(t // self.save_every):
+                    return None, t - start
                 states.append(self.ale.cloneState())
-                outcomes.append(_Outcome(lives_lost, value))
+                outcomes.append(outcome)
             action = self.legal_actions[actions[t]]
             value += self.discount**t * sum(self.ale.act(action) for _ in range(FRAMES_PER_STEP))
             lives_lost += max(0, lives - self.ale.lives())
