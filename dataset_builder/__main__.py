@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -162,6 +163,7 @@ def verify_folder(args: argparse.Namespace) -> int:
 
 
 def list_tasks(patterns: list[str]) -> None:
+    lines = []
     for task in select_tasks(patterns):
         expert = "-"
         if task.domain != "text":
@@ -171,7 +173,10 @@ def list_tasks(patterns: list[str]) -> None:
             except MissingExpertError:
                 expert = "missing"
         columns = ", ".join(task_features(task))
-        print(f"{task.name:40} {task.env_id:45} {expert:9} {columns:90} {task.instruction}")
+        lines.append(f"{task.name:40} {task.env_id:45} {expert:9} {columns:90} {task.instruction}\n")
+    with suppress(BrokenPipeError):  # piped into a reader that has seen enough, such as head
+        sys.stdout.writelines(lines)
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -536,3 +536,10 @@ def test_list(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 15
     assert any(line.startswith("mujoco-hopper") and "network" in line for line in lines)
+
+
+def test_list_piped_into_a_reader_that_has_seen_enough():
+    command = [sys.executable, "-m", "dataset_builder", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
