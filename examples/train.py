@@ -587,6 +587,7 @@ def main() -> int:
         print(f"the model is in {args.output}")
         if trainer.args.push_to_hub:
             print(push_model(args.output, trainer.args.hub_model_id, private=trainer.args.hub_private_repo))
+    trainer.accelerator.end_training()  # else the threads of several processes may abort them as they exit
     return 0
 
 
