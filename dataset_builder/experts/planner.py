@@ -93,7 +93,7 @@ class PlannerPolicy:
             mutant, steps = self._simulate(actions, plan.states[: saved + 1], plan.outcomes[: saved + 1], rival=plan)
             spent += steps
             # An equal one is taken too: drifting keeps the search from standing still.
-            if mutant and mutant.outcome >= plan.outcome:
+            if mutant.outcome >= plan.outcome:
                 plan = mutant
         self.ale.restoreState(root)
         return plan
@@ -101,7 +101,7 @@ class PlannerPolicy:
     def _in_danger(self, plan: _Plan) -> bool:
         return plan.outcome.lives_lost > 0 or plan.outcome.value < 0
 
-    def _continue(self, root: Any) -> tuple[_Plan | None, int]:
+    def _continue(self, root: Any) -> tuple[_Plan, int]:
         """The last plan less what was executed, with new actions at its end; or a random one at the start."""
         if self.plan is None or len(self.plan.states) < 2:
             return self._simulate(self._hold_actions(self.horizon), (root,), (_Outcome(),))
@@ -121,8 +121,8 @@ class PlannerPolicy:
         states: tuple[Any, ...],
         outcomes: tuple[_Outcome, ...],
         rival: _Plan | None = None,
-    ) -> tuple[_Plan | None, int]:
-        """Play a plan on from its last saved state, until it falls behind its rival; then there is None.
+    ) -> tuple[_Plan, int]:
+        """Play a plan on from its last saved state; its rival is returned instead as soon as it is behind that.
 
         Also returns how many emulator steps that took.
         """
@@ -134,7 +134,7 @@ class PlannerPolicy:
             if t % self.save_every == 0 and t > start:
                 outcome = _Outcome(lives_lost, value)
                 if rival and t >= start + self.patience and not outcome >= rival.outcome_before(t // self.save_every):
-                    return None, t - start
+                    return rival, t - start
                 states.append(self.ale.cloneState())
                 outcomes.append(outcome)
             action = self.legal_actions[actions[t]]
