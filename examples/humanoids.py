@@ -12,7 +12,6 @@ import gymnasium
 import mujoco
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm import trange
 
 from dataset_builder import TaskSpec, make_env
 from dataset_builder.experts.mpc import PredictiveSampling, height
@@ -172,20 +171,19 @@ class Kneeling:
         return -far - 0.1 * tilt - np.where(up, 0.15, 0.03) * bend - up * speed
 
 
-def ways_up(task: TaskSpec, seed: int, num_ways: int = 12) -> np.ndarray:
-    """Planned ways from lying to kneeling, as states (ways, timesteps, positions and velocities)."""
+def way_up(task: TaskSpec, seed: int, index: int) -> np.ndarray:
+    """A planned way from lying to kneeling, as states (timesteps, positions and velocities)."""
     env = make_env(task)
     simulator = env.unwrapped
     planner = PredictiveSampling(Kneeling(simulator.model))
-    ways = np.empty((num_ways, WAY, simulator.model.nq + simulator.model.nv))
-    for i in trange(num_ways, desc="ways up", unit="way"):
-        start = episode_seed(task.name, i, seed, purpose="train")
-        observation, _ = env.reset(seed=start)
-        planner.reset(env, start)
-        for t in range(WAY):
-            ways[i, t] = np.concatenate([simulator.data.qpos, simulator.data.qvel])
-            observation, *_ = env.step(planner.act(observation, None))
-    return ways
+    start = episode_seed(task.name, index, seed, purpose="train")
+    observation, _ = env.reset(seed=start)
+    planner.reset(env, start)
+    states = []
+    for _ in range(WAY):
+        states.append(np.concatenate([simulator.data.qpos, simulator.data.qvel]))
+        observation, *_ = env.step(planner.act(observation, None))
+    return np.stack(states)
 
 
 def stages_up(task: TaskSpec, ways: np.ndarray) -> list[np.ndarray]:

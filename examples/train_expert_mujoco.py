@@ -17,13 +17,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from humanoids import HUMANOIDS, Humanoids, stages_up, ways_up
+from humanoids import HUMANOIDS, Humanoids, stages_up, way_up
 from safetensors.numpy import load_file, save_file
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
+from tqdm import trange
 
 from dataset_builder import TaskSpec, get_task, make_env
 from dataset_builder.evaluation import evaluate
@@ -96,6 +97,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 EVALUATIONS, EVALUATION_TIMESTEPS = 40, 10_000
+NUM_WAYS = 12  # planned for a humanoid that stands up
 # A network that is trained on keeps its weights while its value function, which is new, is learnt. Its actions vary by
 # a quarter of the largest one.
 HELD_TIMESTEPS, KEPT_NOISE = 300_000, 0.25
@@ -244,12 +246,13 @@ def start_from(model: BaseAlgorithm, path: Path) -> None:
 
 
 def planned_ways(task: TaskSpec, args: argparse.Namespace) -> np.ndarray:
-    """Ways up for a humanoid, planned in some minutes and kept beside the checkpoints."""
-    path = args.checkpoints / f"{task.name}-{args.seed}-ways.npy"
-    if not path.exists():
-        with whole_file(path) as file:
-            np.save(file, ways_up(task, args.seed))
-    return np.load(path)
+    """Ways up for a humanoid (ways, timesteps, state), planned in some minutes and kept beside the checkpoints."""
+    folder = args.checkpoints / f"{task.name}-{args.seed}-ways"
+    for index in trange(NUM_WAYS, desc="ways up", unit="way"):
+        if not (path := folder / f"{index}.npy").exists():
+            with whole_file(path) as file:
+                np.save(file, way_up(task, args.seed, index))
+    return np.stack([np.load(folder / f"{index}.npy") for index in range(NUM_WAYS)])
 
 
 def train(task_name: str, args: argparse.Namespace) -> str:

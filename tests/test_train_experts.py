@@ -8,14 +8,14 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
-from humanoids import HUMANOIDS, Humanoids, Kneeling, stages_up, ways_up
+from humanoids import HUMANOIDS, Humanoids, Kneeling, stages_up, way_up
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from teach_expert_atari import Emulator
-from train_expert_mujoco import HoldPolicy, export, restore, save
+from train_expert_mujoco import NUM_WAYS, HoldPolicy, export, restore, save
 
 from dataset_builder import get_task, make_env, rollout
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
@@ -158,9 +158,10 @@ def test_episodes_begin_where_the_next_stage_is_mastered():
 
 
 def test_a_training_on_ways_up_goes_on(tmp_path):
-    checkpoints = tmp_path / "runs" / "experts"
-    checkpoints.mkdir(parents=True)
-    np.save(checkpoints / "mujoco-standup-0-ways.npy", straight_ways())
+    ways = tmp_path / "runs" / "experts" / "mujoco-standup-0-ways"
+    ways.mkdir(parents=True)
+    for index in range(NUM_WAYS):
+        np.save(ways / f"{index}.npy", straight_ways()[0])
     options = ["--tasks", "mujoco-standup", "--output", ".", "--episodes", "1"]
     assert "4,096 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "4096")
     assert "going on at 4,096 timesteps" in train("mujoco", tmp_path, *options, "--timesteps", "8192")
@@ -180,7 +181,7 @@ def test_a_training_goes_on_from_the_stages_that_were_mastered(tmp_path):
 
 @pytest.mark.slow
 def test_planned_ways_reach_kneeling():
-    ways = ways_up(get_task("mujoco-standup"), seed=0, num_ways=4)
+    ways = np.stack([way_up(get_task("mujoco-standup"), 0, index) for index in range(4)])
     assert (ways[:, 0, 2] < 0.15).all()
     assert np.mean(ways[..., 2].max(axis=1) > 0.7) >= 0.75
 
