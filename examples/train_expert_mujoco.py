@@ -23,7 +23,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from tqdm import trange
 
 from dataset_builder import TaskSpec, get_task, make_env
@@ -46,6 +46,13 @@ BIG = {
     "learning_rate": 3e-3,
     "vf_coef": 1.3,
     "max_grad_norm": 3.5,
+}
+# Half of the largest action as noise, and a cost of actions beyond the bounds: see ExcessCost.
+HUMANOID = {
+    **BIG,
+    "learning_rate": 5e-4,
+    "excess_cost": 5e-4,
+    "policy_kwargs": {"net_arch": [128, 128], "log_std_init": -1.6},
 }
 # From a memory of transitions, for what better gradients reach and more timesteps do not. A gradient step for every
 # four timesteps of the simulator costs as much as these.
@@ -83,17 +90,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "mujoco-walker": {**BIG, "timesteps": 10_000_000},
     "mujoco-ant": {**BIG, "timesteps": 10_000_000},
-    # The network of the package was trained on environments of its own, with the integrator of the task.
-    "mujoco-humanoid": {**BIG, "timesteps": 20_000_000},
-    # It comes up to its knees and stays so. The network of the package was begun with budgets of 20 and 12 million.
+    "mujoco-humanoid": {**HUMANOID, "timesteps": 20_000_000},
+    # It comes up to its knees and stays so.
     "mujoco-standup": {
-        **BIG,
+        **HUMANOID,
         "timesteps": 9_000_000,
+        "learning_rate": 1e-3,
         "num_envs": 128,
         "n_steps": 32,
         "max_episode_steps": 250,
         "ways_up": True,
-        "policy_kwargs": {"net_arch": [128, 128], "log_std_init": -0.7},
     },
 }
 EVALUATIONS, EVALUATION_TIMESTEPS = 40, 10_000
@@ -101,6 +107,38 @@ NUM_WAYS = 12  # planned for a humanoid that stands up
 # A network that is trained on keeps its weights while its value function, which is new, is learnt. Its actions vary by
 # a quarter of the largest one.
 HELD_TIMESTEPS, KEPT_NOISE = 300_000, 0.25
+
+
+class ExcessCost(VecEnvWrapper):
+    """Clips actions itself, and takes from the reward a cost of what they were beyond their bounds.
+
+    An algorithm clips them unseen. The means of its policy may then drift so far out that noise changes no action, and
+    no more is learnt: of a humanoid's, 92% were there, at six times the bound on average.
+
+    Args:
+        envs: with normalised rewards, in whose units the cost is.
+        cost: of twice the largest action, for each of the motors; it grows with the square of the excess.
+    """
+
+    ROOM = 100  # largest actions that the algorithm leaves as they are
+
+    def __init__(self, envs: VecNormalize, cost: float) -> None:
+        low, high = self.ROOM * envs.action_space.low, self.ROOM * envs.action_space.high
+        super().__init__(envs, action_space=gymnasium.spaces.Box(low, high))
+        self.cost = cost
+
+    def reset(self) -> np.ndarray:
+        return self.venv.reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        bounds = self.venv.action_space
+        executed = np.clip(actions, bounds.low, bounds.high)
+        self.excess = np.square((actions - executed) / bounds.high).sum(axis=1)
+        self.venv.step_async(executed)
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards - self.cost * self.excess, dones, infos
 
 
 class KeepBest(BaseCallback):
@@ -242,7 +280,7 @@ def start_from(model: BaseAlgorithm, path: Path) -> None:
             layer.weight.copy_(torch.from_numpy(tensors[f"layers.{i}.weight"]))
             layer.bias.copy_(torch.from_numpy(tensors[f"layers.{i}.bias"]))
         if isinstance(model, PPO):
-            model.policy.log_std.copy_(torch.from_numpy(np.log(KEPT_NOISE * model.action_space.high)))
+            model.policy.log_std.copy_(torch.from_numpy(np.log(KEPT_NOISE * normaliser.action_space.high)))
 
 
 def planned_ways(task: TaskSpec, args: argparse.Namespace) -> np.ndarray:
@@ -290,9 +328,12 @@ def train(task_name: str, args: argparse.Namespace) -> str:
         envs = Humanoids(task, num_envs, **options)
     else:
         envs = make_vec_env(lambda: gymnasium.wrappers.FlattenObservation(make_env(task)), num_envs, seed=args.seed)
+    envs = VecNormalize(envs, gamma=recipe.get("gamma", 0.99), clip_obs=OBSERVATION_LIMIT)
+    if cost := recipe.pop("excess_cost", None):
+        envs = ExcessCost(envs, cost)
     model = {"PPO": PPO, "SAC": SAC}[algorithm](
         "MlpPolicy",
-        VecNormalize(envs, gamma=recipe.get("gamma", 0.99), clip_obs=OBSERVATION_LIMIT),
+        envs,
         learning_rate=lambda remaining: learning_rate * remaining,
         seed=args.seed,
         device="cpu",

@@ -12,7 +12,7 @@ from dataset_builder.scores import reference_scores
 
 TRAINED = [
     f"mujoco-{name}"
-    for name in ("ant", "doublependulum", "halfcheetah", "hopper", "pendulum", "pusher", "reacher", "swimmer", "walker")
+    for name in "ant doublependulum halfcheetah hopper humanoid pendulum pusher reacher swimmer walker".split()
 ]
 
 
@@ -191,7 +191,7 @@ def test_trained_networks_say_how_they_were_made(task):
     assert metadata["task"] == task
     assert metadata["algorithm"].startswith(("PPO", "SAC"))
     assert {"hyperparameters", "timesteps", "seed", "command", "versions"} <= set(metadata)
-    assert weights_path(get_task(task)).stat().st_size < 100_000
+    assert weights_path(get_task(task)).stat().st_size < 300_000
 
 
 def test_games_whose_expert_is_a_network_are_those_that_have_one():

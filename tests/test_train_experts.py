@@ -15,7 +15,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from teach_expert_atari import Emulator
-from train_expert_mujoco import NUM_WAYS, HoldPolicy, export, restore, save
+from train_expert_mujoco import NUM_WAYS, ExcessCost, HoldPolicy, export, restore, save
 
 from dataset_builder import get_task, make_env, rollout
 from dataset_builder.experts.network import OBSERVATION_LIMIT, read_network, weights_path
@@ -99,6 +99,20 @@ def test_a_held_policy_learns_when_its_time_has_come():
     assert changed() == set(before) - policy
     model.learn(64, HoldPolicy(128), reset_num_timesteps=False)
     assert changed() == set(before)
+
+
+def test_actions_beyond_their_bounds_are_clipped_and_cost():
+    def step(share):
+        envs = make_vec_env(lambda: gymnasium.wrappers.FlattenObservation(make_env("mujoco-pusher")), 2, seed=0)
+        high = envs.action_space.high
+        envs = ExcessCost(VecNormalize(envs), cost=0.25)
+        envs.reset()
+        observations, rewards, *_ = envs.step(np.tile(share * high, (2, 1)))
+        return observations, rewards
+
+    (observations, rewards), (as_before, lower) = step(-1), step(-2)
+    np.testing.assert_array_equal(as_before, observations)
+    np.testing.assert_allclose(rewards - lower, 0.25 * 7)
 
 
 def test_a_training_with_sac_goes_on(tmp_path):
