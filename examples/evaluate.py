@@ -11,7 +11,6 @@ However many environments, processes or machines play them, the episodes are the
 
 import argparse
 import hashlib
-import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -179,7 +178,7 @@ def main() -> int:
                 dtype=args.dtype,
                 device=args.device,
                 num_envs=min(args.num_envs, args.episodes),
-                num_threads=max(1, (os.cpu_count() or 1) // args.num_workers),
+                num_threads=max(1, torch.get_num_threads() // args.num_workers),
                 deterministic=args.deterministic,
                 context_window=args.context_window,
                 prompted=args.prompt,
