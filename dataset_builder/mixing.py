@@ -1,21 +1,23 @@
-"""The training mix: windows of episodes and texts, in batches of one task each.
+"""The training mix: windows of episodes and texts, in batches of one shape each.
 
 A window is a stretch of one episode. Rewards are shifted here: beside an observation stands the reward that was
-received before it. Tasks differ in the shapes of their columns, so a batch holds windows of one task.
+received before it. A batch holds windows of tasks whose columns have the same shapes: all of Atari, BabyAI or
+Meta-World, most tasks of MuJoCo alone.
 
     datasets = {task: load_dataset(folder, task, split="train") for task in tasks}
     windows = Windows(datasets)
-    batches = TaskBatches(FixedWeights.published(tasks), batch_size=16, seed=0)
+    batches = TaskBatches(FixedWeights.published(tasks), batch_size=16, seed=0, shapes=windows.shapes)
     loader = DataLoader(windows, batch_sampler=batches, collate_fn=...)
 
-A `SamplingRule` decides how often each task is drawn, `TaskBatches` which task batch number n is of, `Windows` what
+A `SamplingRule` decides how often each task is drawn, `TaskBatches` which tasks batch number n is of, `Windows` what
 stands in its rows. All of it is a function of the seed, of n and of the rule's weights. So a training that is
 interrupted goes on with the batches that it would have seen; of several processes each may take every k-th batch; and
 the processes of a `DataLoader` load whole batches.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -69,6 +71,11 @@ class Window:
     columns: dict[str, Any]
     prompt: str | None = None
     is_end: bool = False
+
+    @property
+    def shape(self) -> Hashable:
+        """Of a timestep: that of every column."""
+        return tuple((column, np.shape(values)[1:]) for column, values in self.columns.items())
 
     def followed_by(self, other: "Window") -> "Window":
         """Both as one."""
@@ -150,6 +157,11 @@ class Windows:
     def source(self, key: WindowKey) -> Episodes | Texts:
         """What a row is drawn from."""
         return self.sources[key.task]
+
+    @cached_property
+    def shapes(self) -> dict[str, Hashable]:
+        """Of a timestep of every task. Those with the same one fit into one batch."""
+        return {name: self[WindowKey(name, 0, 0)].shape for name in self.tasks}
 
     def __getitem__(self, key: WindowKey) -> Window:
         rng = np.random.default_rng([self.seed, key.batch, key.row])
@@ -327,7 +339,7 @@ class FixedWeights:
 
 
 class TaskBatches:
-    """Batch sampler: every batch holds windows of one task, drawn at random by the weights of a rule.
+    """Batch sampler: every batch holds windows of tasks of one shape, drawn at random by the weights of a rule.
 
     A rule that learns is told the losses after each round of batches. As batches are drawn before they are needed, what
     it makes of them holds from the round after the next on: then no batch depends on how many were drawn ahead.
@@ -338,6 +350,7 @@ class TaskBatches:
         seed: of the order of the tasks.
         num_batches: length of the training.
         round_length: batches in a round.
+        shapes: of every task; tasks with the same one share batches. By default a batch is of one task.
     """
 
     def __init__(
@@ -348,9 +361,11 @@ class TaskBatches:
         num_batches: int = 1000,
         *,
         round_length: int = 1000,
+        shapes: Mapping[str, Hashable] | None = None,
     ) -> None:
         self.rule, self.batch_size, self.seed, self.num_batches = rule, batch_size, seed, num_batches
         self.round_length = round_length
+        self.shapes = shapes or {task: task for task in rule.weights()}
         self.finished_rounds = 0
         # Of the round that is drawn from, and of the next one.
         self._weights = [dict(rule.weights())] * 2
@@ -380,7 +395,12 @@ class TaskBatches:
     def __iter__(self) -> Iterator[list[WindowKey]]:
         for number in range(self.num_batches):
             weights = self._weights[min(max(number // self.round_length - self.finished_rounds, 0), 1)]
-            chances = np.array(list(weights.values()))
             rng = np.random.default_rng([self.seed, number])
-            task = list(weights)[rng.choice(len(chances), p=chances / chances.sum())]
-            yield [WindowKey(task, number, row) for row in range(self.batch_size)]
+            shape = self.shapes[draw_task(weights, rng)]
+            sharing = {task: weight for task, weight in weights.items() if self.shapes[task] == shape}
+            yield [WindowKey(draw_task(sharing, rng), number, row) for row in range(self.batch_size)]
+
+
+def draw_task(weights: Mapping[str, float], rng: np.random.Generator) -> str:
+    chances = np.array(list(weights.values()))
+    return list(weights)[rng.choice(len(chances), p=chances / chances.sum())]

@@ -98,7 +98,7 @@ def benchmark_building() -> None:
 def read(windows: Windows, collator: Collator, batches: int, run: int) -> tuple[float, list[dict[str, Any]]]:
     """Timesteps per second of making batches, and the batches."""
     rule = FixedWeights.published(windows.tasks)
-    sampler = TaskBatches(rule, batch_size=16, seed=run, num_batches=batches)
+    sampler = TaskBatches(rule, batch_size=16, seed=run, num_batches=batches, shapes=windows.shapes)
     begun = time.perf_counter()
     made = [collator([windows[key] for key in keys]) for keys in sampler]
     seconds = time.perf_counter() - begun

@@ -5,11 +5,11 @@
     accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py --data data --output jat
     torchrun --nproc_per_node 2 examples/train.py --data data --output jat  # on processors
 
-All tasks of the data, or those of --tasks, are trained together, each batch on one of them. Started again after an
-interruption, the training goes on from its last checkpoint with the batches that it would have seen. The output folder
-then holds the model, its processor and their code. Besides the options below, those of transformers' TrainingArguments
-can be given under their own names: --report_to tensorboard, --gradient_checkpointing, --push_to_hub --hub_model_id
-USER/jat. Needs the extra `train`.
+All tasks of the data, or those of --tasks, are trained together; tasks with columns of the same shapes share batches.
+Started again after an interruption, the training goes on from its last checkpoint with the batches that it would have
+seen. The output folder then holds the model, its processor and their code. Besides the options below, those of
+transformers' TrainingArguments can be given under their own names: --report_to tensorboard, --gradient_checkpointing,
+--push_to_hub --hub_model_id USER/jat. Needs the extra `train`.
 """
 
 import argparse
@@ -62,21 +62,23 @@ SELECTION_EPISODES, SELECTION_ENVS = 10, 10  # of each task that is played at a 
 
 
 class Collator:
-    """Windows of one task become a batch for the model, with the `task` and the `places` in the data they are from."""
+    """Windows become a batch for the model, with the `tasks` and the `places` in the data that they are from."""
 
     def __init__(self, processor: JatProcessor) -> None:
         self.processor = processor
 
     def __call__(self, windows: list[Window]) -> dict[str, Any]:
-        task, rows = windows[0].task, [window.columns for window in windows]
-        if task.domain == "text":
+        tasks, rows = [window.task for window in windows], [window.columns for window in windows]
+        names = ", ".join(sorted({task.name for task in tasks}))
+        if tasks[0].domain == "text":
             ends = [self.processor.tokenizer.eos_token if window.is_end else "" for window in windows]
             rows = [{**row, "text": row["text"] + end} for row, end in zip(rows, ends, strict=True)]
-            batch = self.processor.pad(rows, truncation=True, task=task.name)
+            batch = self.processor.pad(rows, truncation=True, task=names)
         else:
-            batch = self.processor.pad(rows, prompts=[window.prompt for window in windows], task=task.name)
-            batch["loss_weight"] = torch.full(batch["attention_mask"].shape, loss_weight(task))
-        return {**batch, "task": task.name, "places": [window.place for window in windows]}
+            batch = self.processor.pad(rows, prompts=[window.prompt for window in windows], task=names)
+            weights = torch.tensor([loss_weight(task) for task in tasks])
+            batch["loss_weight"] = weights[:, None].repeat(1, batch["attention_mask"].shape[1])
+        return {**batch, "tasks": [task.name for task in tasks], "places": [window.place for window in windows]}
 
 
 def use_every_parameter(model: torch.nn.Module, inputs: Any, output: Any) -> Any:
@@ -121,6 +123,8 @@ class MixTrainer(Trainer):
         self.tasks = list(windows.tasks)
         # Sum and number of the losses of every task since the last log.
         self.task_losses = torch.zeros(len(self.tasks), 2, dtype=torch.float64, device=self._statistics_device)
+        # Losses and gradients of the step, with the places that they are from.
+        self._noted: list[tuple[str, torch.Tensor, list[str]]] = []
 
     @property
     def _statistics_device(self) -> torch.device:
@@ -149,25 +153,36 @@ class MixTrainer(Trainer):
         if self.accelerator.scaler is None:  # with float16 gradients overflow now and then, and it skips those steps
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-            self._check_finite("gradient", norm.full_tensor() if isinstance(norm, DTensor) else norm, inputs)
+            self._note("gradient", norm.full_tensor() if isinstance(norm, DTensor) else norm, inputs)
+        if self.accelerator.sync_gradients:
+            self._check_finite()
         return loss
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        batch = {key: value for key, value in inputs.items() if key not in ("task", "places")}
-        result = super().compute_loss(model, batch, *args, **kwargs)
-        loss = (result[0] if isinstance(result, tuple) else result).detach()
-        self._check_finite("loss", loss, inputs)
-        loss = loss.double()
-        self.task_losses[self.tasks.index(inputs["task"])] += torch.stack([loss, torch.ones_like(loss)])
-        return result
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        batch = {key: value for key, value in inputs.items() if key not in ("tasks", "places")}
+        loss, output = super().compute_loss(model, batch, True, **kwargs)
+        self._note("loss", loss.detach(), inputs)
+        rows = torch.tensor([self.tasks.index(task) for task in inputs["tasks"]], device=self.task_losses.device)
+        losses = output["row_losses"].double()
+        self.task_losses.index_add_(0, rows, torch.stack([losses, torch.ones_like(losses)], dim=1))
+        return (loss, output) if return_outputs else loss
 
-    def _check_finite(self, name: str, value: torch.Tensor, inputs: dict[str, Any]) -> None:
-        """Stop before weights, and checkpoints of them, are spoilt."""
-        if not torch.isfinite(value):
-            rows = "".join(f"\n  row {row}: {place}" for row, place in enumerate(inputs["places"]))
+    def _note(self, name: str, value: torch.Tensor, inputs: dict[str, Any]) -> None:
+        places = [f"{task}, {place}" for task, place in zip(inputs["tasks"], inputs["places"], strict=True)]
+        self._noted.append((name, value, places))
+
+    def _check_finite(self) -> None:
+        """Stop before weights, and checkpoints of them, are spoilt. Once a step, as looking makes a GPU wait."""
+        noted, self._noted = self._noted, []
+        finite = torch.stack([value.isfinite() for _, value, _ in noted]).tolist()
+        if not all(finite):
+            name, value, places = noted[finite.index(False)]
+            rows = "".join(f"\n  row {row}: {place}" for row, place in enumerate(places))
             raise FloatingPointError(
-                f"the {name} is {value.item()} in step {self.state.global_step + 1}, in a batch of {inputs['task']}:"
-                f"{rows}\nIf these data are sound, try a lower --learning-rate, or --no-bf16"
+                f"the {name} is {value.item()} in step {self.state.global_step + 1}, in this batch:{rows}\n"
+                "If these data are sound, try a lower --learning-rate, or --no-bf16"
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -384,7 +399,7 @@ def rehearse(model: JatModelForCausalLM, windows: Windows, collator: Collator) -
     """
     for name in windows.tasks:
         batch = collator([windows[WindowKey(name, 0, 0)]])
-        del batch["task"], batch["places"]
+        del batch["tasks"], batch["places"]
         try:
             with torch.inference_mode():
                 model(**batch)
@@ -477,6 +492,7 @@ def training_arguments(args: argparse.Namespace, others: list[str]) -> TrainingA
         "save_total_limit": 2,
         "report_to": "none",
         "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # MixTrainer stops there
         "seed": args.seed,
     }
     if args.evaluate_tasks:
@@ -524,6 +540,7 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
         args.seed,
         num_batches=training.max_steps * batches_in_step,
         round_length=int(training.logging_steps) * batches_in_step,
+        shapes=windows.shapes,
     )
     trainer = MixTrainer(
         model,

@@ -43,6 +43,7 @@ class JatOutput(ModelOutput):
         cache: the keys and values of the tokens so far; also named `past_key_values`.
         hidden_states: one (B, tokens, hidden_size) for the embeddings and one for each block, the last one normed.
         attentions: one (B, heads, tokens, tokens) for each block.
+        row_losses: (B,), the loss of each row, without gradient.
     """
 
     loss: Tensor | None = None
@@ -54,6 +55,7 @@ class JatOutput(ModelOutput):
     cache: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    row_losses: Tensor | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -423,27 +425,25 @@ def cyclic_expand(x: Tensor, size: int) -> Tensor:
     return x[..., torch.arange(size, device=x.device) % x.shape[-1]]
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, L) values where the mask is 1; 0 where it is 1 nowhere."""
-    if mask is None:
-        return values.mean() if values.numel() else values.sum()
-    mask = mask.to(values.dtype)
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor | None, dim: int | None = None) -> Tensor:
+    """Mean of (B, L) values where the mask is 1, of all or along a dimension; 0 where it is 1 nowhere."""
+    mask = torch.ones_like(values) if mask is None else mask.to(values.dtype)
+    return (values * mask).sum(dim) / mask.sum(dim).clamp(min=1)
 
 
 class CrossEntropy(torch.autograd.Function):
     """Cross-entropy of each row: (N, classes) scores and (N,) classes -> (N,); 0 where the class is -100.
 
-    The same as torch's without reduction, in float32, but a few rows at a time: over a large vocabulary, scores that
+    The same as torch's without reduction, in float32, but some rows at a time: over a large vocabulary, scores that
     are read and written in one piece, and their float32 copies, are most of the memory of training.
     """
 
-    ROWS = 64
+    PART = 2**20  # scores, some of which are in a processor's cache
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, classes: Tensor) -> Tensor:
-        parts = zip(scores.split(CrossEntropy.ROWS), classes.split(CrossEntropy.ROWS), strict=True)
-        norms = torch.cat([part.float().logsumexp(-1) for part, _ in parts])
+        rows = max(1, CrossEntropy.PART // scores.shape[1])
+        norms = torch.cat([part.float().logsumexp(-1) for part in scores.split(rows)])
         chosen = scores.gather(1, classes.clamp(min=0)[:, None])[:, 0].float()
         ctx.save_for_backward(scores, classes, norms)
         return (norms - chosen) * (classes >= 0)
@@ -453,8 +453,9 @@ class CrossEntropy(torch.autograd.Function):
         scores, classes, norms = ctx.saved_tensors
         gradient = gradient * (classes >= 0)
         result = torch.empty_like(scores)
+        rows = max(1, CrossEntropy.PART // scores.shape[1])
         inputs = (scores, classes.clamp(min=0), norms, gradient, result)
-        for part, chosen, norm, weight, target in zip(*(t.split(CrossEntropy.ROWS) for t in inputs), strict=True):
+        for part, chosen, norm, weight, target in zip(*(t.split(rows) for t in inputs), strict=True):
             errors = (part.float() - norm[:, None]).exp_()
             errors[torch.arange(len(part), device=part.device), chosen] -= 1
             target.copy_(errors.mul_(weight[:, None]))
@@ -988,13 +989,19 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         # 4. Losses.
         losses = {}
         if return_loss:
-            action_loss = self._action_loss(pred_actions, inputs, attention_mask, loss_weight)
-            observation_loss = self._observation_loss(pred_observations, inputs, attention_mask, loss_weight)
+            action_errors = self._action_errors(pred_actions, inputs, attention_mask, loss_weight)
+            observation_errors = self._observation_errors(pred_observations, inputs, loss_weight)
+            later_mask = attention_mask[:, 1:] if attention_mask is not None else None
+            observation_loss = masked_mean(observation_errors, later_mask)
+            action_loss = masked_mean(action_errors, attention_mask)
             losses = {
-                "loss": self.config.observation_loss_coef * observation_loss
-                + self.config.action_loss_coef * action_loss,
+                "loss": self._weigh(observation_loss, action_loss),
                 "observation_loss": observation_loss,
                 "action_loss": action_loss,
+                "row_losses": self._weigh(
+                    masked_mean(observation_errors.detach(), later_mask, dim=1),
+                    masked_mean(action_errors.detach(), attention_mask, dim=1),
+                ),
             }
         if inputs["continuous_observations"] is not None and pred_observations is not None:
             pred_observations = pred_observations[..., : inputs["continuous_observations"].shape[-1]]
@@ -1026,16 +1033,15 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             return self.image_decoder(at_actions)
         return None
 
-    def _observation_loss(
-        self,
-        predicted: Tensor | None,
-        inputs: dict[str, Tensor | None],
-        mask: Tensor | None,
-        weight: Tensor | None,
+    def _weigh(self, observation_loss: Tensor, action_loss: Tensor) -> Tensor:
+        return self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
+
+    def _observation_errors(
+        self, predicted: Tensor | None, inputs: dict[str, Tensor | None], weight: Tensor | None
     ) -> Tensor:
-        """Mean squared error between the prediction at timestep t and observation t + 1."""
+        """(B, L - 1), mean squared error between the prediction at timestep t and observation t + 1."""
         if predicted is None:
-            return torch.zeros((), device=self.device)
+            return torch.zeros_like(inputs["rewards"][:, 1:], dtype=torch.float32)
         if inputs["continuous_observations"] is not None:
             target = self._expand_observations(
                 inputs["continuous_observations"], inputs["rewards"][..., None].to(self.dtype)
@@ -1043,27 +1049,25 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         else:
             target = self._rescale(inputs["image_observations"])
         errors = F.mse_loss(predicted[:, :-1].float(), target[:, 1:].float(), reduction="none").flatten(2).mean(-1)
-        if weight is not None:
-            errors = errors * weight[:, 1:]
-        return masked_mean(errors, mask[:, 1:] if mask is not None else None)
+        return errors * weight[:, 1:] if weight is not None else errors
 
-    def _action_loss(
+    def _action_errors(
         self, predicted: Tensor, inputs: dict[str, Tensor | None], mask: Tensor | None, weight: Tensor | None
     ) -> Tensor:
-        """Mean squared error of continuous actions, cross-entropy of discrete and discretized ones."""
+        """(B, L), mean squared error of continuous actions, cross-entropy of discrete and discretized ones."""
         actions = inputs["continuous_actions"]
         if actions is None:
             errors = CrossEntropy.apply(predicted.flatten(0, 1), inputs["discrete_actions"].flatten())
             errors = errors.view(predicted.shape[:2])
             if weight is not None and self.config.discrete_loss_weighting == "batch_mean":
-                return masked_mean(errors, mask) * masked_mean(weight, mask)
+                weight = masked_mean(weight, mask)
         elif self.config.continuous_action_head == "discretized":
             bins = self.discretized_action_decoder.encode(actions.float())
             errors = CrossEntropy.apply(predicted.flatten(0, -2), bins.flatten()).view(bins.shape).mean(-1)
         else:
             target = cyclic_expand(actions.to(self.dtype), self.config.max_continuous_size)
             errors = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(-1)
-        return masked_mean(errors * weight if weight is not None else errors, mask)
+        return errors * weight if weight is not None else errors
 
     def _forward_text(
         self,
@@ -1083,15 +1087,16 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         outputs = self.transformer(embeddings, token_mask, **trunk_options)
         logits = self.single_discrete_decoder(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
 
+        losses = {} if labels is None else self._text_losses(logits, labels, token_mask, **trunk_options)
         return JatOutput(
-            loss=None if labels is None else self._text_loss(logits, labels, token_mask, **trunk_options),
+            **losses,
             logits=logits,
             cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def _text_loss(
+    def _text_losses(
         self,
         logits: Tensor,
         labels: Tensor,
@@ -1099,7 +1104,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         """Cross-entropy of each token of the text, predicted from the one before it."""
         if not self.config.first_token_loss:
             labels = F.pad(labels[:, 1:], (1, 0), value=-100)
@@ -1109,9 +1114,14 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             real = token_mask[:, -labels.shape[1] :] != 0
             labels = labels.masked_fill(~(real & F.pad(real[:, :-1], (1, 0), value=True)), -100)
         targets = F.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
+        errors = CrossEntropy.apply(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
+        predicted = targets != -100
         if num_items_in_batch is None:
-            num_items_in_batch = (targets != -100).sum().clamp(min=1)
-        return CrossEntropy.apply(logits.flatten(0, 1), targets.flatten()).sum() / num_items_in_batch
+            num_items_in_batch = predicted.sum().clamp(min=1)
+        return {
+            "loss": errors.sum() / num_items_in_batch,
+            "row_losses": masked_mean(errors.detach(), predicted, dim=1),
+        }
 
     def prepare_inputs_for_generation(
         self,

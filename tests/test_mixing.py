@@ -141,6 +141,20 @@ def test_batches_hold_one_task_drawn_by_weight():
     assert "mujoco-hopper" not in tasks_of(batches)
 
 
+def test_tasks_of_one_shape_share_batches_by_weight():
+    same = [PENDULUM, "metaworld-reach"]  # the rows below are as wide
+    windows = Windows({**{task: rows([20, 30], task) for task in same}, "mujoco-swimmer": swimmer()}, window=4)
+    rule = FixedWeights({PENDULUM: 3.0, "metaworld-reach": 1.0, "mujoco-swimmer": 4.0})
+    batches = list(TaskBatches(rule, batch_size=8, num_batches=200, shapes=windows.shapes))
+    for number, batch in enumerate(batches):
+        assert [(key.batch, key.row) for key in batch] == [(number, row) for row in range(8)]
+        assert {key.task for key in batch} in ({"mujoco-swimmer"}, {PENDULUM}, set(same), {"metaworld-reach"})
+    drawn = [key.task for batch in batches for key in batch]
+    shares = [drawn.count(task) / len(drawn) for task in windows.tasks]
+    np.testing.assert_allclose(shares, [3 / 8, 1 / 8, 4 / 8], atol=0.1)
+    assert np.mean([len({key.task for key in batch}) == 2 for batch in batches]) > 0.3
+
+
 def test_published_weights():
     assert FixedWeights.published(["oscar", "atari-pong"]).weights() == {"oscar": 10.0, "atari-pong": 1.0}
     names = ["mujoco-ant", PENDULUM, "mujoco-doublependulum", "metaworld-reach", "atari-pong", "babyai-open"]

@@ -232,6 +232,24 @@ class TestForward:
         length = weight.shape[1]
         torch.testing.assert_close(weighted.action_loss, 3 * alone.action_loss / length)
 
+    @pytest.mark.parametrize("kind", KINDS)
+    @torch.no_grad()
+    def test_losses_of_rows_are_theirs_alone(self, make_model, kind):
+        model, batch = make_model(), KINDS[kind]()
+        mask = torch.tensor([[1] * batch["rewards"].shape[1], [1, 1] + [0] * (batch["rewards"].shape[1] - 2)])
+        weight = torch.tensor([[2.0], [3.0]]).expand_as(mask)
+        outputs = model(**batch, attention_mask=mask, loss_weight=weight)
+        for row, length in enumerate(mask.sum(1)):
+            alone = {key: value[[row], :length] for key, value in batch.items()}
+            loss = model(**alone, loss_weight=weight[[row], :length]).loss
+            torch.testing.assert_close(outputs.row_losses[row], loss, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_losses_of_texts_are_theirs_alone(self, make_model):
+        model, ids, mask = make_model(), torch.arange(10).view(2, 5), torch.tensor([[1] * 5, [1] * 3 + [0] * 2])
+        losses = model(input_ids=ids, attention_mask=mask).row_losses
+        torch.testing.assert_close(losses[1], model(input_ids=ids[1:, :3]).loss)
+
     @torch.no_grad()
     def test_a_single_timestep_has_no_observation_loss(self, make_model):
         outputs = make_model()(**continuous_batch(length=1))
