@@ -271,7 +271,7 @@ class JatTrunk(JatPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_length
         if not isinstance(attention_mask, dict):
-            arguments = (self.config, inputs_embeds, attention_mask, cache)
+            arguments = (self.config, inputs_embeds, attention_mask, cache, position_ids)
             attention_mask = {
                 "full_attention": create_causal_mask(*arguments),
                 "sliding_attention": create_sliding_window_causal_mask(*arguments),
@@ -281,6 +281,40 @@ class JatTrunk(JatPreTrainedModel):
         for block, kind in zip(self.h, self.config.layer_types, strict=True):
             hidden_states = block(hidden_states, attention_mask=attention_mask[kind], cache=cache, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), cache=cache)
+
+    def forward_packed(self, inputs_embeds: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPast:
+        """The same for rows of different lengths, which share fewer rows, one behind the other; 0 where is padding."""
+        length = inputs_embeds.shape[1]
+        starts = pack(attention_mask.sum(dim=1).tolist(), length)
+        rows = 1 + max(starts) // length
+        real = attention_mask.flatten().nonzero()[:, 0]
+        positions = attention_mask.cumsum(dim=1) - 1
+        places = (positions + torch.tensor(starts, device=real.device)[:, None]).flatten()[real]
+
+        packed = inputs_embeds.new_zeros(rows * length, inputs_embeds.shape[2])
+        packed[places] = inputs_embeds.flatten(0, 1)[real]
+        # Rows that share one are told apart by their positions, which begin anew.
+        position_ids = positions.new_zeros(rows * length)
+        position_ids[places] = positions.flatten()[real]
+        outputs = self(packed.unflatten(0, (rows, length)), position_ids=position_ids.unflatten(0, (rows, length)))
+        hidden_states = torch.zeros_like(inputs_embeds).flatten(0, 1)
+        hidden_states[real] = outputs.last_hidden_state.flatten(0, 1)[places].to(hidden_states.dtype)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states.view_as(inputs_embeds))
+
+
+def pack(lengths: list[int], size: int) -> list[int]:
+    """Where to put sequences into rows of a size, one behind the other, counted from the start of the first row.
+
+    Longest first, each into the first row with room for it.
+    """
+    starts, ends = [0] * len(lengths), []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        row = next((row for row, end in enumerate(ends) if end + lengths[index] <= size), len(ends))
+        if row == len(ends):
+            ends.append(0)
+        starts[index] = row * size + ends[row]
+        ends[row] += lengths[index]
+    return starts
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -686,6 +720,7 @@ class _ContextRows:
 
 _OBSERVATION_KINDS = ("continuous_observations", "discrete_observations", "image_observations")
 _ACTION_KINDS = ("continuous_actions", "discrete_actions")
+_RECORDED = ("output_hidden_states", "output_attentions")
 
 
 def _given(kinds: tuple[str, ...], inputs: dict[str, Any]) -> str:
@@ -840,8 +875,15 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
                 f"{name} must be below the vocabulary's {self.config.vocab_size} tokens, got {int(tokens.max())}"
             )
 
-    def embed_trajectories(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Embed observations and actions in turn, (B, 2 L, hidden_size)."""
+    def embed_trajectories(self, inputs: dict[str, Tensor], attention_mask: Tensor | None = None) -> Tensor:
+        """Embed observations and actions in turn, (B, 2 L, hidden_size); 0 where the mask, (B, L), is 0."""
+        if attention_mask is not None:
+            real = attention_mask.flatten().nonzero()[:, 0]
+            given = {name: values for name, values in inputs.items() if values is not None}
+            tokens = self.embed_trajectories({name: values.flatten(0, 1)[real][None] for name, values in given.items()})
+            result = tokens.new_zeros(attention_mask.numel(), 2, tokens.shape[-1])
+            result[real] = tokens.view(-1, *result.shape[1:])
+            return result.view(len(attention_mask), -1, tokens.shape[-1])
         return torch.stack([self.embed_observations(inputs), self.embed_actions(inputs)], dim=2).flatten(1, 2)
 
     def embed_actions(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -965,7 +1007,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         trunk_options: dict[str, Any],
     ) -> JatOutput:
         # 1. Tokens: observation, action, observation, ..., behind the prompt.
-        tokens = self.embed_trajectories(inputs)
+        packs = attention_mask is not None and self._packs(trunk_options)
+        tokens = self.embed_trajectories(inputs, attention_mask if packs else None)
         token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
         length = tokens.shape[1]
         if prompt is not None:
@@ -978,7 +1021,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             trunk_options = {**trunk_options, "position_ids": (token_mask.cumsum(dim=1) - 1).clamp(min=0)}
 
         # 2. Trunk.
-        outputs = self.transformer(tokens, token_mask, **trunk_options)
+        if packs:
+            outputs = self.transformer.forward_packed(tokens, token_mask)
+        else:
+            outputs = self.transformer(tokens, token_mask, **trunk_options)
         hidden_states = outputs.last_hidden_state[:, -length:].unflatten(1, (-1, 2))
         at_observations, at_actions = hidden_states.unbind(dim=2)
 
@@ -1014,6 +1060,18 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+        )
+
+    def _packs(self, trunk_options: dict[str, Any]) -> bool:
+        """Whether to spare padding its computations, which would be most of a training on short episodes."""
+        # A caller that asks for these wants them as its rows are.
+        asked = {name: trunk_options.get(name) for name in ("position_ids", "cache", "use_cache")}
+        asked |= {name: trunk_options.get(name, getattr(self.config, name)) for name in _RECORDED}
+        return (
+            self.training
+            and self.config._attn_implementation in ("sdpa", "eager")
+            and not torch.compiler.is_compiling()
+            and not any(value is not None and value is not False for value in asked.values())
         )
 
     def _decode_actions(self, at_observations: Tensor, inputs: dict[str, Tensor | None]) -> Tensor:

@@ -250,6 +250,44 @@ class TestForward:
         losses = model(input_ids=ids, attention_mask=mask).row_losses
         torch.testing.assert_close(losses[1], model(input_ids=ids[1:, :3]).loss)
 
+    @settings(deadline=None, max_examples=10)
+    @given(
+        kind=st.sampled_from(list(KINDS)),
+        attention=st.sampled_from(["sdpa", "eager"]),
+        lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+        prompts=st.lists(st.integers(0, 4), min_size=5, max_size=5),
+    )
+    def test_training_on_rows_that_share_one_is_the_same(self, kind, attention, lengths, prompts):
+        """Also with prompts, and more tokens than a block of local attention sees."""
+        torch.manual_seed(0)
+        model = JatModelForCausalLM(make_config(window_size=4, attn_implementation=attention))
+        batch = KINDS[kind](len(lengths), max(lengths))
+        batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        batch["prompt_input_ids"] = torch.arange(4).repeat(len(lengths), 1)
+        batch["prompt_attention_mask"] = (torch.arange(4) >= 4 - torch.tensor(prompts[: len(lengths)])[:, None]).long()
+
+        def gradients(mode):
+            model.train(mode).zero_grad()
+            outputs = model(**batch)
+            outputs.loss.backward()
+            return outputs, {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+        (packed, packed_gradients), (padded, padded_gradients) = gradients(True), gradients(False)
+        real = batch["attention_mask"] == 1
+        close = {"atol": 1e-5, "rtol": 1e-3}
+        torch.testing.assert_close(packed.pred_actions[real], padded.pred_actions[real], **close)
+        torch.testing.assert_close(packed.row_losses, padded.row_losses, **close)
+        torch.testing.assert_close(packed_gradients, padded_gradients, **close)
+
+    @settings(deadline=None)
+    @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=20))
+    def test_packed_sequences_do_not_overlap(self, lengths):
+        starts = modeling_jat.pack(lengths, size=9)
+        places = [start + place for start, length in zip(starts, lengths, strict=True) for place in range(length)]
+        assert len(set(places)) == len(places)
+        assert all(start % 9 + length <= 9 for start, length in zip(starts, lengths, strict=True))
+        assert 1 + max(starts) // 9 <= max(1, 2 * sum(lengths) / 9)  # of two rows one is more than half full
+
     @torch.no_grad()
     def test_a_single_timestep_has_no_observation_loss(self, make_model):
         outputs = make_model()(**continuous_batch(length=1))
