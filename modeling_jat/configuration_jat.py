@@ -55,7 +55,8 @@ class JatConfig(PreTrainedConfig):
             weight, or as published "batch_mean", all by the mean weight of the batch.
         image_rewards: whether an image observation's embedding carries the reward, as the other kinds' do.
         action_feedback: what the agent sees of its own continuous actions: the "executed" one, inside the bounds, as
-            in the data; or as published the "predicted" one.
+            in the data; as published the "predicted" one; or "none" of any actions, also in training, as an expert's
+            next action is often so near its last one that the model learns to repeat itself (Wen et al. 2020).
         first_token_loss: whether the first token of a text behind an image is predicted from the image, so that a
             caption can be written from nothing else; as published it has no loss.
         continuous_action_head: how continuous actions are predicted: as published by "regression" with a mean squared
@@ -139,11 +140,11 @@ class JatConfig(PreTrainedConfig):
             faults.append(f"image_size ({self.image_size}) must be divisible by patch_size ({self.patch_size})")
         for field, choices in (
             ("discrete_loss_weighting", ("per_timestep", "batch_mean")),
-            ("action_feedback", ("executed", "predicted")),
+            ("action_feedback", ("executed", "predicted", "none")),
             ("continuous_action_head", ("regression", "discretized")),
         ):
             if getattr(self, field) not in choices:
-                faults.append(f"{field} must be '{choices[0]}' or '{choices[1]}', got {getattr(self, field)!r}")
+                faults.append(f"{field} must be {' or '.join(map(repr, choices))}, got {getattr(self, field)!r}")
         if faults:
             raise ValueError("JatConfig: " + "; ".join(faults))
 

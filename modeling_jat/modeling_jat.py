@@ -601,10 +601,10 @@ class JatContext:
             raise ValueError(f"expected a demonstration with {kind} of shape ({shape}), got {given}")
         if kind == "discrete_actions":
             inside = (actions >= space.start) & (actions < space.start + space.n)
-        elif self.model.config.action_feedback == "executed":
-            inside = (actions >= self.low) & (actions <= self.high)
-        else:
+        elif self.model.config.action_feedback == "predicted":
             inside = actions.isfinite()
+        else:
+            inside = (actions >= self.low) & (actions <= self.high)
         if not inside.all():
             raise ValueError(f"expected a demonstration with {kind} inside {space}, got {actions[~inside].tolist()}")
 
@@ -889,6 +889,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
     def embed_actions(self, inputs: dict[str, Tensor]) -> Tensor:
         """Embed actions, (B, L, hidden_size)."""
         kind = _given(_ACTION_KINDS, inputs)
+        if self.config.action_feedback == "none":
+            return torch.zeros(*inputs[kind].shape[:2], self.config.hidden_size, dtype=self.dtype, device=self.device)
         if kind == "discrete_actions":
             return self.embed_tokens(kind, inputs[kind])
         return self.continuous_encoder(cyclic_expand(inputs[kind].to(self.dtype), self.config.max_continuous_size))
@@ -1326,7 +1328,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             else:
                 predicted = _decode(self.continuous_decoder, hidden_state, 0, size).float()
             executed = predicted.clamp(context.low, context.high)
-            context.actions = (executed if self.config.action_feedback == "executed" else predicted).to(self.dtype)
+            context.actions = (predicted if self.config.action_feedback == "predicted" else executed).to(self.dtype)
             chosen = executed.cpu().numpy()
         else:
             first, number = int(context.action_space.start), int(context.action_space.n)

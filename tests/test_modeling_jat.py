@@ -194,7 +194,7 @@ class TestConfig:
             ({"attention_types": [[["global"], 3]]}, "describe 3 layers, expected num_layers = 2"),
             ({"attention_types": [[["global", "near"], 1]]}, "'global' and 'local' only"),
             ({"patch_size": 15}, "divisible by patch_size"),
-            ({"action_feedback": "none"}, "'executed' or 'predicted'"),
+            ({"action_feedback": "all"}, "'executed' or 'predicted' or 'none'"),
             ({"continuous_action_head": "bins"}, "'regression' or 'discretized'"),
         ],
     )
@@ -311,6 +311,16 @@ class TestForward:
         without.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="missing image_decoder"):
             JatModelForCausalLM.from_pretrained(tmp_path, observation_loss_coef=0.005)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @torch.no_grad()
+    def test_actions_need_not_be_seen(self, make_model, kind):
+        batch = KINDS[kind]()
+        [actions] = (key for key in batch if key.endswith("_actions"))
+        others = {**batch, actions: batch[actions].flip(1)}
+        seeing, blind = make_model(), make_model(action_feedback="none")
+        assert not torch.equal(seeing(**batch).pred_actions, seeing(**others).pred_actions)
+        torch.testing.assert_close(blind(**batch).pred_actions, blind(**others).pred_actions)
 
     @torch.no_grad()
     def test_actions_do_not_see_the_future(self, make_model):
@@ -506,9 +516,10 @@ def acting_inputs(rows, t):
 
 
 class TestActing:
+    @pytest.mark.parametrize("feedback", ["executed", "none"])
     @torch.no_grad()
-    def test_acting_is_the_forward_pass_step_by_step(self, make_model):
-        model = make_model()
+    def test_acting_is_the_forward_pass_step_by_step(self, make_model, feedback):
+        model = make_model(action_feedback=feedback)
         space = spaces.Box(-0.01, 0.01, (3,))  # tight: what is executed is not what is predicted
         model.reset(space)
         steps = [acting_inputs([0], t) for t in range(20)]
