@@ -396,11 +396,12 @@ class TaskBatches:
         for number in range(self.num_batches):
             weights = self._weights[min(max(number // self.round_length - self.finished_rounds, 0), 1)]
             rng = np.random.default_rng([self.seed, number])
-            shape = self.shapes[draw_task(weights, rng)]
-            sharing = {task: weight for task, weight in weights.items() if self.shapes[task] == shape}
-            yield [WindowKey(draw_task(sharing, rng), number, row) for row in range(self.batch_size)]
+            [first] = draw_tasks(weights, 1, rng)
+            sharing = {task: weight for task, weight in weights.items() if self.shapes[task] == self.shapes[first]}
+            tasks = draw_tasks(sharing, self.batch_size, rng)
+            yield [WindowKey(task, number, row) for row, task in enumerate(tasks)]
 
 
-def draw_task(weights: Mapping[str, float], rng: np.random.Generator) -> str:
-    chances = np.array(list(weights.values()))
-    return list(weights)[rng.choice(len(chances), p=chances / chances.sum())]
+def draw_tasks(weights: Mapping[str, float], count: int, rng: np.random.Generator) -> list[str]:
+    tasks, chances = list(weights), np.array(list(weights.values()))
+    return [tasks[index] for index in rng.choice(len(tasks), count, p=chances / chances.sum())]
