@@ -346,22 +346,20 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
     if args.init_from:
         model = AutoModel.from_pretrained(args.init_from, dtype=torch.float32)
         return model, AutoProcessor.from_pretrained(args.init_from)
-    sizes = {
-        "hidden_size": args.hidden_size,
-        "num_layers": args.num_layers,
-        "num_heads": args.num_heads,
-        "max_position_embeddings": 2 * args.window + (PROMPT_TOKENS if args.prompt_fraction else 0),
-    }
+    sizes = {"hidden_size": args.hidden_size, "num_layers": args.num_layers, "num_heads": args.num_heads}
     try:
         config = JatConfig(**sizes, **parse_config(args.config))
     except (TypeError, StrictDataclassError) as error:
         raise ValueError(f"--config: {error}") from error
+    prompt_tokens = PROMPT_TOKENS if args.prompt_fraction else 0
+    config.max_position_embeddings = config.tokens_per_timestep * args.window + prompt_tokens
     processor = JatProcessor.from_texts(
         vocabulary_texts(datasets),
         args.vocab_size,
-        model_max_length=2 * args.window,
+        model_max_length=config.max_position_embeddings,
         image_size=config.image_size,
         image_seq_length=config.num_patches,
+        tokens_per_timestep=config.tokens_per_timestep,
         max_continuous_size=config.max_continuous_size,
         max_discrete_size=config.max_discrete_value,
         rescale_observations=False,

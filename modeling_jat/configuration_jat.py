@@ -24,7 +24,8 @@ class JatConfig(PreTrainedConfig):
 
     Args:
         vocab_size: number of tokens. Text, discrete observations and discrete actions share them.
-        max_position_embeddings: longest sequence in tokens; a timestep has two, its observation and its action.
+        max_position_embeddings: longest sequence in tokens; a timestep has two, its observation and its action, or
+            one where actions are not seen.
         hidden_size: width of the trunk.
         num_layers: number of blocks of the trunk.
         num_heads: attention heads of a block.
@@ -41,6 +42,9 @@ class JatConfig(PreTrainedConfig):
         max_continuous_size: longest continuous observation with its reward, and longest continuous action.
         mu_law_features: whether continuous values are encoded together with their logarithms (Gato's mu-law), so that
             small ones, such as a pole's angle, can be told apart; published: no.
+        num_frequencies: continuous values are encoded together with their sines and cosines at so many frequencies, pi,
+            2 pi, 4 pi and so on (Tancik et al. 2020), so that small differences between large ones, such as the
+            places of a gripper and a handle, count; published: 0.
         max_discrete_value: length of a discrete observation, mission tokens included. The name is the published one.
         discrete_embedding_size: width of each of its values, before they become one token; default, as published, a
             50th of `hidden_size`.
@@ -57,6 +61,7 @@ class JatConfig(PreTrainedConfig):
         action_feedback: what the agent sees of its own continuous actions: the "executed" one, inside the bounds, as
             in the data; as published the "predicted" one; or "none" of any actions, also in training, as an expert's
             next action is often so near its last one that the model learns to repeat itself (Wen et al. 2020).
+            A timestep is then its observation alone.
         first_token_loss: whether the first token of a text behind an image is predicted from the image, so that a
             caption can be written from nothing else; as published it has no loss.
         continuous_action_head: how continuous actions are predicted: as published by "regression" with a mean squared
@@ -87,6 +92,7 @@ class JatConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     max_continuous_size: int = 377
     mu_law_features: bool = False
+    num_frequencies: int = 0
     max_discrete_value: int = 212
     discrete_embedding_size: int | None = None
     observation_channels: int = 4
@@ -152,6 +158,11 @@ class JatConfig(PreTrainedConfig):
     def layer_types(self) -> list[str]:
         """Kinds of the blocks by transformers' names, which its caches go by."""
         return ["sliding_attention" if kind == "local" else "full_attention" for kind in self.attention_layers]
+
+    @property
+    def tokens_per_timestep(self) -> int:
+        """An observation and its action, or only the observation."""
+        return 1 if self.action_feedback == "none" else 2
 
     @property
     def num_patches(self) -> int:

@@ -266,7 +266,7 @@ class JatTrunk(JatPreTrainedModel):
         if isinstance(length, int) and length > self.config.max_position_embeddings:
             raise ValueError(
                 f"a sequence of {length} tokens does not fit the model's {self.config.max_position_embeddings} "
-                "positions: truncate it (a timestep is two tokens)"
+                f"positions: truncate it (a timestep takes {self.config.tokens_per_timestep})"
             )
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_length
@@ -409,17 +409,25 @@ def mu_law(values: Tensor) -> Tensor:
 
 
 class ContinuousEncoder(nn.Linear):
-    """(..., max_continuous_size) -> (..., hidden_size), of the values and, if so configured, of their mu-law.
+    """(..., size) -> (..., hidden_size), of the values and, if so configured, of their mu-law, sines and cosines.
 
-    Without that, a pole's angle, which is 0.01 and decides about the action, is hardly seen beside velocities.
+    Without the mu-law, a pole's angle, which is 0.01 and decides about the action, is hardly seen beside velocities;
+    without sines and cosines, that a hand at 0.65 m is not yet at 0.68 m is learnt last.
     """
 
     def __init__(self, config: JatConfig) -> None:
-        super().__init__((1 + config.mu_law_features) * config.max_continuous_size, config.hidden_size)
-        self.mu_law_features = config.mu_law_features
+        features = 1 + config.mu_law_features + 2 * config.num_frequencies
+        super().__init__(features * config.max_continuous_size, config.hidden_size)
+        self.mu_law_features, self.num_frequencies = config.mu_law_features, config.num_frequencies
+        self.size = config.max_continuous_size
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(torch.cat([x, mu_law(x)], dim=-1) if self.mu_law_features else x)
+        features = [x, mu_law(x)] if self.mu_law_features else [x]
+        for octave in range(self.num_frequencies):
+            angles = 2**octave * torch.pi * x
+            features += [angles.sin(), angles.cos()]
+        expanded = cyclic_expand(torch.stack(features, dim=-2), self.size)
+        return super().forward(expanded.flatten(-2).to(self.weight.dtype))
 
 
 class DiscretizedActionDecoder(nn.Module):
@@ -457,6 +465,10 @@ def cyclic_expand(x: Tensor, size: int) -> Tensor:
             f"a continuous vector has at most {size} values (an observation's reward included), got {x.shape[-1]}"
         )
     return x[..., torch.arange(size, device=x.device) % x.shape[-1]]
+
+
+def _with_rewards(observations: Tensor, rewards: Tensor) -> Tensor:
+    return torch.cat([observations.float(), rewards[..., None].float()], dim=-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None, dim: int | None = None) -> Tensor:
@@ -508,8 +520,9 @@ class JatContext:
     - `keys`, `values`: (layers, B, heads, P + 2 T, head size), preallocated. The prompt stands in the first P slots.
       Timestep t stands in slots P + 2 t (the action taken before it) and P + 2 t + 1 (its observation). An episode's
       first observation has no action before it: slot P holds a placeholder that nothing attends to, and what stands
-      behind it has its slot less 1 as its position.
-    - `embeddings`: (B, 2 T, hidden_size), the timesteps' tokens before their positions were added.
+      behind it has its slot less 1 as its position. Where actions are not seen, all of this is simpler: timestep t
+      stands in slot P + t, its position.
+    - `embeddings`: (B, 2 T or T, hidden_size), the timesteps' tokens before their positions were added.
     - `timesteps`: (B,), how many timesteps a row holds; 0 where an episode begins.
     - `actions`: (B, ...), the last action of every row; of a Box within `low` and `high`, its bounds.
     - `generators`: of the actions that are sampled, one for every row: what it plays does not depend on the others.
@@ -556,18 +569,20 @@ class JatContext:
             )
         prompt_tokens = self._embed_prompt(prompt or {})
         self.prompt_length = prompt_tokens.shape[1]
-        self.window = (config.max_position_embeddings - self.prompt_length) // 2
+        self.tokens_per_timestep = config.tokens_per_timestep
+        self.window = (config.max_position_embeddings - self.prompt_length) // self.tokens_per_timestep
         if self.window < 1:
             raise ValueError(
                 f"a prompt of {self.prompt_length} tokens leaves no room for a timestep in the model's "
                 f"{config.max_position_embeddings} positions: shorten it"
             )
-        slots = self.prompt_length + 2 * self.window
+        tokens = self.tokens_per_timestep * self.window
         self.keys = torch.zeros(
-            (config.num_layers, rows, config.num_heads, slots, config.hidden_size // config.num_heads), **options
+            (config.num_layers, rows, config.num_heads, self.prompt_length + tokens, config.hidden_size // config.num_heads),
+            **options,
         )
         self.values = torch.zeros_like(self.keys)
-        self.embeddings = torch.zeros((rows, 2 * self.window, config.hidden_size), **options)
+        self.embeddings = torch.zeros((rows, tokens, config.hidden_size), **options)
         self.timesteps = torch.zeros(rows, dtype=torch.long, device=model.device)
         self.generators = self._generators(range(rows), seeds)
         if self.prompt_length:
@@ -636,11 +651,11 @@ class JatContext:
         noise = np.stack([generator.gumbel(size=logits.shape[1:]) for generator in self.generators])
         return (logits.float() + torch.from_numpy(noise).to(logits.device, torch.float32)).argmax(-1)
 
-    def append(self, pairs: Tensor, window: int) -> Tensor:
-        """Encode the next (action, observation) pair of every row.
+    def append(self, tokens: Tensor, window: int) -> Tensor:
+        """Encode the next timestep of every row.
 
         Args:
-            pairs: (B, 2, hidden_size).
+            tokens: (B, 2 or 1, hidden_size), the action before the observation, if it is seen, and the observation.
             window: timesteps that a row may hold before it forgets.
 
         Returns:
@@ -649,21 +664,23 @@ class JatContext:
         full = (self.timesteps >= window).nonzero()[:, 0]
         if len(full):
             self._forget(full, kept=min(int(self.remembered * window), window - 1))
-        return self._append(torch.arange(len(pairs), device=pairs.device), pairs)[:, -1]
+        return self._append(torch.arange(len(tokens), device=tokens.device), tokens)[:, -1]
 
     def _forget(self, rows: Tensor, kept: int) -> None:
-        slots = 2 * (self.timesteps[rows, None] - kept) + torch.arange(2 * kept, device=rows.device)
+        first = self.tokens_per_timestep * (self.timesteps[rows, None] - kept)
+        slots = first + torch.arange(self.tokens_per_timestep * kept, device=rows.device)
         newest = self.embeddings[rows[:, None], slots]
         self.timesteps[rows] = 0
         if kept:
             self._append(rows, newest)
 
-    def _append(self, rows: Tensor, pairs: Tensor) -> Tensor:
-        """Encode tokens (rows, 2 n, hidden_size) behind the timesteps that the rows hold already."""
-        slots = 2 * self.timesteps[rows, None] + torch.arange(pairs.shape[1], device=rows.device)
-        self.embeddings[rows[:, None], slots] = pairs
-        self.timesteps[rows] += pairs.shape[1] // 2
-        return self._encode(rows, pairs, self.prompt_length + slots)
+    def _append(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Encode the tokens of n timesteps, (rows, 2 n or n, hidden_size), behind those that the rows hold already."""
+        first = self.tokens_per_timestep * self.timesteps[rows, None]
+        slots = first + torch.arange(tokens.shape[1], device=rows.device)
+        self.embeddings[rows[:, None], slots] = tokens
+        self.timesteps[rows] += tokens.shape[1] // self.tokens_per_timestep
+        return self._encode(rows, tokens, self.prompt_length + slots)
 
     def _encode(self, rows: Tensor, tokens: Tensor, slots: Tensor) -> Tensor:
         """Pass tokens (rows, n, hidden_size) through the trunk, their keys and values to these slots (rows, n)."""
@@ -674,15 +691,21 @@ class JatContext:
             cache=_ContextRows(self, rows, slots),
         ).last_hidden_state
 
+    @property
+    def _placeholder(self) -> int | None:
+        """The slot of the action before the first observation."""
+        return self.prompt_length if self.tokens_per_timestep == 2 else None
+
     def _positions(self, slots: Tensor) -> Tensor:
-        return slots - (slots > self.prompt_length).long()
+        return slots if self._placeholder is None else slots - (slots > self._placeholder).long()
 
     def _masks(self, slots: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Additive masks (rows, 1, n, slots in use) for the tokens at `slots`, by kind of block."""
         query = slots[:, None, :, None]
         key = torch.arange(int(slots.max()) + 1, device=slots.device)
-        placeholder = self.prompt_length
-        causal = (key <= query) & ((key != placeholder) | (query == placeholder))
+        causal = key <= query
+        if self._placeholder is not None:
+            causal &= (key != self._placeholder) | (query == self._placeholder)
         local = causal & (self._positions(query) - self._positions(key) < self.model.config.window_size)
         return {
             kind: torch.zeros(allowed.shape, dtype=dtype, device=slots.device).masked_fill(
@@ -751,7 +774,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         encoders   o0, r_-1      a0       o1, r0      a1      image patches  text      text      text
 
     A trajectory's tokens alternate observation, action; the reward beside an observation is the one received before
-    it. Each kind of observation and action has an encoder and a decoder; text, discrete values and discrete actions
+    it. Where actions are not seen, both predictions come from the observation's token. Each kind of observation and action has an encoder and a decoder; text, discrete values and discrete actions
     share one table of embeddings.
     """
 
@@ -839,9 +862,9 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         observations, rewards = inputs[kind], inputs.get("rewards")
         if rewards is None:
             raise ValueError(f"rewards of shape {tuple(observations.shape[:2])} are required beside {kind}")
-        rewards = rewards[..., None].to(self.dtype)
         if kind == "continuous_observations":
-            return self.continuous_encoder(self._expand_observations(observations, rewards))
+            return self.continuous_encoder(_with_rewards(observations, rewards))
+        rewards = rewards[..., None].to(self.dtype)
         if kind == "discrete_observations":
             return torch.cat([self._embed_discrete_observations(observations), rewards], dim=-1)
         embeddings = self.image_encoder(self._rescale(observations))
@@ -876,31 +899,32 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             )
 
     def embed_trajectories(self, inputs: dict[str, Tensor], attention_mask: Tensor | None = None) -> Tensor:
-        """Embed observations and actions in turn, (B, 2 L, hidden_size); 0 where the mask, (B, L), is 0."""
+        """Embed observations and actions in turn, (B, 2 L, hidden_size), or where those are not seen observations only.
+
+        Tokens are 0 where the mask, (B, L), is 0.
+        """
         if attention_mask is not None:
             real = attention_mask.flatten().nonzero()[:, 0]
             given = {name: values for name, values in inputs.items() if values is not None}
             tokens = self.embed_trajectories({name: values.flatten(0, 1)[real][None] for name, values in given.items()})
-            result = tokens.new_zeros(attention_mask.numel(), 2, tokens.shape[-1])
+            result = tokens.new_zeros(attention_mask.numel(), self.config.tokens_per_timestep, tokens.shape[-1])
             result[real] = tokens.view(-1, *result.shape[1:])
             return result.view(len(attention_mask), -1, tokens.shape[-1])
-        return torch.stack([self.embed_observations(inputs), self.embed_actions(inputs)], dim=2).flatten(1, 2)
+        observations = self.embed_observations(inputs)
+        if self.config.tokens_per_timestep == 1:
+            return observations
+        return torch.stack([observations, self.embed_actions(inputs)], dim=2).flatten(1, 2)
 
     def embed_actions(self, inputs: dict[str, Tensor]) -> Tensor:
         """Embed actions, (B, L, hidden_size)."""
         kind = _given(_ACTION_KINDS, inputs)
-        if self.config.action_feedback == "none":
-            return torch.zeros(*inputs[kind].shape[:2], self.config.hidden_size, dtype=self.dtype, device=self.device)
         if kind == "discrete_actions":
             return self.embed_tokens(kind, inputs[kind])
-        return self.continuous_encoder(cyclic_expand(inputs[kind].to(self.dtype), self.config.max_continuous_size))
+        return self.continuous_encoder(inputs[kind].float())
 
     def _rescale(self, images: Tensor) -> Tensor:
         """Images as floats in -1..1; those of type uint8 are pixels."""
         return images.to(self.dtype) / 127.5 - 1 if images.dtype == torch.uint8 else images.to(self.dtype)
-
-    def _expand_observations(self, observations: Tensor, rewards: Tensor) -> Tensor:
-        return cyclic_expand(torch.cat([observations.to(self.dtype), rewards], dim=-1), self.config.max_continuous_size)
 
     # Training
 
@@ -1011,7 +1035,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         # 1. Tokens: observation, action, observation, ..., behind the prompt.
         packs = attention_mask is not None and self._packs(trunk_options)
         tokens = self.embed_trajectories(inputs, attention_mask if packs else None)
-        token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
+        per_timestep = self.config.tokens_per_timestep
+        token_mask = attention_mask.repeat_interleave(per_timestep, dim=1) if attention_mask is not None else None
         length = tokens.shape[1]
         if prompt is not None:
             prompt_ids, prompt_mask = prompt
@@ -1027,10 +1052,10 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             outputs = self.transformer.forward_packed(tokens, token_mask)
         else:
             outputs = self.transformer(tokens, token_mask, **trunk_options)
-        hidden_states = outputs.last_hidden_state[:, -length:].unflatten(1, (-1, 2))
-        at_observations, at_actions = hidden_states.unbind(dim=2)
+        hidden_states = outputs.last_hidden_state[:, -length:].unflatten(1, (-1, per_timestep))
+        at_observations, at_actions = hidden_states[:, :, 0], hidden_states[:, :, -1]
 
-        # 3. Actions from the observation tokens, the next observations from the action tokens.
+        # 3. Actions from the observation tokens, the next observations from the action tokens, if there are any.
         pred_actions = self._decode_actions(at_observations, inputs)
         pred_observations = self._decode_observations(at_actions, inputs)
 
@@ -1077,11 +1102,11 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         )
 
     def _decode_actions(self, at_observations: Tensor, inputs: dict[str, Tensor | None]) -> Tensor:
-        actions = inputs["continuous_actions"]
-        if actions is None:
+        kind = _given(_ACTION_KINDS, inputs)
+        if kind == "discrete_actions":
             return self.single_discrete_decoder(at_observations)
         if self.config.continuous_action_head == "discretized":
-            return self.discretized_action_decoder(at_observations, actions.shape[-1])
+            return self.discretized_action_decoder(at_observations, inputs[kind].shape[-1])
         return self.continuous_decoder(at_observations)
 
     def _decode_observations(self, at_actions: Tensor, inputs: dict[str, Tensor | None]) -> Tensor | None:
@@ -1103,9 +1128,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         if predicted is None:
             return torch.zeros_like(inputs["rewards"][:, 1:], dtype=torch.float32)
         if inputs["continuous_observations"] is not None:
-            target = self._expand_observations(
-                inputs["continuous_observations"], inputs["rewards"][..., None].to(self.dtype)
-            )
+            target = _with_rewards(inputs["continuous_observations"], inputs["rewards"])
+            target = cyclic_expand(target.to(self.dtype), self.config.max_continuous_size)
         else:
             target = self._rescale(inputs["image_observations"])
         errors = F.mse_loss(predicted[:, :-1].float(), target[:, 1:].float(), reduction="none").flatten(2).mean(-1)
@@ -1312,8 +1336,11 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
         begun = (context.timesteps > 0)[:, None]
         observation = self.embed_observations({**inputs, "rewards": inputs["rewards"] * begun})
-        action = self.embed_actions({context.action_kind: context.actions[:, None]})
-        hidden_state = context.append(torch.cat([action, observation], dim=1), window)
+        tokens = observation
+        if self.config.tokens_per_timestep == 2:
+            action = self.embed_actions({context.action_kind: context.actions[:, None]})
+            tokens = torch.cat([action, observation], dim=1)
+        hidden_state = context.append(tokens, window)
 
         def choose(logits: Tensor) -> Tensor:
             if deterministic:

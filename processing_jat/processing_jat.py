@@ -37,7 +37,7 @@ class JatProcessorKwargs(TypedDict, total=False):
         truncation: True or "lossy" cuts what is too long, "preserve" turns the rest into rows of their own; default
             False.
         truncation_side: the side that is cut, or where the short remainder lies: "right", the default, or "left".
-        max_length: in tokens, of which a timestep has two; default: the tokenizer's `model_max_length`.
+        max_length: in tokens, `tokens_per_timestep` for a timestep; default: the tokenizer's `model_max_length`.
         return_tensors: "pt" or "np"; default None: rows of different lengths stay a list of arrays.
     """
 
@@ -57,6 +57,7 @@ class JatProcessor(ProcessorMixin):
         mission_length: tokens of a text observation, which stand behind the discrete observation's values; a shorter
             one is padded, a longer one cut.
         image_seq_length: tokens that an image takes in the model.
+        tokens_per_timestep: the same of a timestep.
         max_continuous_size: most values of a continuous observation with its reward, and of a continuous action.
         max_discrete_size: values of a discrete observation, those of its text included.
         rescale_observations: turn the pixels of image observations into floats in -1..1, as published; otherwise they
@@ -70,6 +71,7 @@ class JatProcessor(ProcessorMixin):
         tokenizer: Any = None,
         mission_length: int = 64,
         image_seq_length: int = 196,
+        tokens_per_timestep: int = 2,
         max_continuous_size: int = 377,
         max_discrete_size: int = 212,
         rescale_observations: bool = True,
@@ -77,6 +79,7 @@ class JatProcessor(ProcessorMixin):
     ) -> None:
         self.mission_length = mission_length
         self.image_seq_length = image_seq_length
+        self.tokens_per_timestep = tokens_per_timestep
         self.max_continuous_size = max_continuous_size
         self.max_discrete_size = max_discrete_size
         self.rescale_observations = rescale_observations
@@ -189,7 +192,7 @@ class JatProcessor(ProcessorMixin):
         pixel_values = None
         if columns:
             rows = self._encode(columns, task)
-            max_length //= 2
+            max_length //= self.tokens_per_timestep
         else:
             rows, pixel_values = self._encode_text(text, images)
             if pixel_values is not None:

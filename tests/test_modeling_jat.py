@@ -321,6 +321,13 @@ class TestForward:
         seeing, blind = make_model(), make_model(action_feedback="none")
         assert not torch.equal(seeing(**batch).pred_actions, seeing(**others).pred_actions)
         torch.testing.assert_close(blind(**batch).pred_actions, blind(**others).pred_actions)
+        # Nor do they take positions.
+        timesteps = batch[actions].shape[1]
+        model = make_model(action_feedback="none", max_position_embeddings=timesteps)
+        assert model(**batch).pred_actions.shape[1] == timesteps
+        del batch[actions]
+        with pytest.raises(ValueError, match="expected one of continuous_actions, discrete_actions, got none"):
+            model(**batch)
 
     @torch.no_grad()
     def test_actions_do_not_see_the_future(self, make_model):
@@ -468,6 +475,16 @@ def test_small_values_are_told_apart_by_their_mu_law(make_model):
     assert featured < 0.1 * plain
 
 
+def test_small_differences_are_told_apart_by_sines_and_cosines(make_model):
+    """Whether a value is 0.62 or 0.68 decides about the action."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (8, 6, 1), generator=generator) * 2.0 - 1
+    observations = torch.cat([0.65 + 0.03 * signs, torch.randn(8, 6, 4, generator=generator)], dim=-1)
+    batch = {"continuous_observations": observations, "continuous_actions": signs, "rewards": torch.zeros(8, 6)}
+    plain, featured = (train(make_model(num_frequencies=number), steps=50, **batch)[-1] for number in (0, 4))
+    assert featured < 0.1 * plain
+
+
 class TestDiscretizedActions:
     """Gato's head for continuous actions."""
 
@@ -548,10 +565,11 @@ class TestActing:
                 action = model.get_next_action(acting_inputs([row], t), single)
                 np.testing.assert_allclose(action, batched[t][row], atol=1e-5)
 
+    @pytest.mark.parametrize("feedback", ["executed", "none"])
     @pytest.mark.parametrize(("window", "remembered"), [(1, 0.5), (2, 0.5), (5, 0.5), (5, 0.0), (5, 0.8), (5, 1.0)])
     @torch.no_grad()
-    def test_past_the_window_the_newest_are_remembered(self, make_model, window, remembered):
-        model = make_model()
+    def test_past_the_window_the_newest_are_remembered(self, make_model, window, remembered, feedback):
+        model = make_model(action_feedback=feedback)
         context = model.reset(spaces.Box(-1, 1, (3,)))
         context.remembered = remembered
         steps = [acting_inputs([0], t) for t in range(12)]

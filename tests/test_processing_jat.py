@@ -244,6 +244,12 @@ class TestSequences:
         with pytest.raises(ValueError, match="empty batch"):
             processor.pad([])
 
+    def test_a_timestep_may_be_one_token(self, processor):
+        one = JatProcessor(processor.image_processor, processor.tokenizer, tokens_per_timestep=1)
+        options = {"truncation": True, "max_length": 8, "return_tensors": "pt"}
+        for some, timesteps in ((processor, 4), (one, 8)):
+            assert some.pad([trajectory(20)], **options)["continuous_actions"].shape[1] == timesteps
+
     def test_prompts_are_padded_on_the_left(self, processor):
         result = processor.pad([trajectory(3), trajectory(3), trajectory(3)], prompts=["reach the goal", "reach", None])
         ids, mask = result["prompt_input_ids"], result["prompt_attention_mask"]
