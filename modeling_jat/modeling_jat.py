@@ -577,10 +577,8 @@ class JatContext:
                 f"{config.max_position_embeddings} positions: shorten it"
             )
         tokens = self.tokens_per_timestep * self.window
-        self.keys = torch.zeros(
-            (config.num_layers, rows, config.num_heads, self.prompt_length + tokens, config.hidden_size // config.num_heads),
-            **options,
-        )
+        slots, head_size = self.prompt_length + tokens, config.hidden_size // config.num_heads
+        self.keys = torch.zeros((config.num_layers, rows, config.num_heads, slots, head_size), **options)
         self.values = torch.zeros_like(self.keys)
         self.embeddings = torch.zeros((rows, tokens, config.hidden_size), **options)
         self.timesteps = torch.zeros(rows, dtype=torch.long, device=model.device)
@@ -774,8 +772,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         encoders   o0, r_-1      a0       o1, r0      a1      image patches  text      text      text
 
     A trajectory's tokens alternate observation, action; the reward beside an observation is the one received before
-    it. Where actions are not seen, both predictions come from the observation's token. Each kind of observation and action has an encoder and a decoder; text, discrete values and discrete actions
-    share one table of embeddings.
+    it. Where actions are not seen, both predictions come from the observation's token. Each kind of observation and
+    action has an encoder and a decoder; text, discrete values and discrete actions share one table of embeddings.
     """
 
     _keys_to_ignore_on_load_unexpected = [
