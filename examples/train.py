@@ -19,7 +19,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -92,6 +92,43 @@ def use_every_parameter(model: torch.nn.Module, inputs: Any, output: Any) -> Any
     return output
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all other weights, at one learning rate.
+
+    Args:
+        model: a JAT.
+        decayed: names of the weights that decay.
+        lr: learning rate; Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982).
+        weight_decay: of those.
+    """
+
+    def __init__(self, model: JatModelForCausalLM, decayed: Collection[str], lr: float, weight_decay: float) -> None:
+        weights = dict(model.named_parameters())
+        of_blocks = model.transformer.h.named_parameters(prefix="transformer.h")
+        matrices = [weights.pop(name) for name, weight in of_blocks if weight.ndim == 2]
+        groups = [
+            {"params": [weight for name, weight in weights.items() if name in decayed], "weight_decay": weight_decay},
+            {"params": [weight for name, weight in weights.items() if name not in decayed], "weight_decay": 0.0},
+        ]
+        self.muon = torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(groups, lr)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let both work on the weights and the state that are kept here."""
+        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self.muon.state = self.adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: None = None) -> None:
+        self.muon.step()
+        self.adamw.step()
+
+
 class MixState(TrainerCallback, ExportableState):
     """Keeps the state of the batches' rule in the checkpoints."""
 
@@ -111,13 +148,16 @@ class MixTrainer(Trainer):
     Args:
         windows: what the batches hold.
         batches: which tasks they are of. A round of theirs lasts from one log to the next.
+        muon: whether Muon trains the blocks.
         kwargs: as for [`~transformers.Trainer`].
     """
 
-    def __init__(self, *args: Any, windows: Windows, batches: TaskBatches, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, windows: Windows, batches: TaskBatches, muon: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_callback(MixState(batches))
-        self.windows, self.batches = windows, batches
+        self.windows, self.batches, self.muon = windows, batches, muon
+        if muon and self.is_fsdp_enabled:
+            raise ValueError("--muon needs whole matrices, but FSDP spreads them over processes: leave one of them out")
         if self.is_fsdp_enabled:
             self.model.register_forward_hook(use_every_parameter)
         self.tasks = list(windows.tasks)
@@ -147,6 +187,13 @@ class MixTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.muon and self.optimizer is None:
+            model = model or self.model
+            decayed = self.get_decay_parameter_names(model)
+            self.optimizer = MuonAdamW(model, decayed, self.args.learning_rate, self.args.weight_decay)
+        return super().create_optimizer(model)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -455,6 +502,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     training.add_argument("--gradient-accumulation", type=int, default=1, help="batches, of a task each, in a step")
     training.add_argument("--learning-rate", type=float, default=1e-3)
     training.add_argument(
+        "--muon", action="store_true", help="train the blocks' matrices by Muon instead of AdamW; not with FSDP"
+    )
+    training.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="default: where the processor is fast at it"
     )
     training.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
@@ -548,6 +598,7 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
         processing_class=processor,
         windows=windows,
         batches=batches,
+        muon=args.muon,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
