@@ -393,13 +393,18 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
     if args.init_from:
         model = AutoModel.from_pretrained(args.init_from, dtype=torch.float32)
         return model, AutoProcessor.from_pretrained(args.init_from)
-    sizes = {"hidden_size": args.hidden_size, "num_layers": args.num_layers, "num_heads": args.num_heads}
+    sizes = {
+        "hidden_size": args.hidden_size,
+        "num_layers": args.num_layers,
+        "num_heads": args.num_heads,
+        "max_position_embeddings": args.window,  # timesteps; the configuration decides how many tokens they take
+    }
     try:
         config = JatConfig(**sizes, **parse_config(args.config))
     except (TypeError, StrictDataclassError) as error:
         raise ValueError(f"--config: {error}") from error
-    prompt_tokens = PROMPT_TOKENS if args.prompt_fraction else 0
-    config.max_position_embeddings = config.tokens_per_timestep * args.window + prompt_tokens
+    config.max_position_embeddings *= config.tokens_per_timestep
+    config.max_position_embeddings += PROMPT_TOKENS if args.prompt_fraction else 0
     processor = JatProcessor.from_texts(
         vocabulary_texts(datasets),
         args.vocab_size,

@@ -422,11 +422,13 @@ class ContinuousEncoder(nn.Linear):
         self.size = config.max_continuous_size
 
     def forward(self, x: Tensor) -> Tensor:
-        features = [x, mu_law(x)] if self.mu_law_features else [x]
-        for octave in range(self.num_frequencies):
-            angles = 2**octave * torch.pi * x
-            features += [angles.sin(), angles.cos()]
-        expanded = cyclic_expand(torch.stack(features, dim=-2), self.size)
+        features = torch.stack([x, mu_law(x)] if self.mu_law_features else [x], dim=-2)
+        if self.num_frequencies:
+            frequencies = torch.pi * 2 ** torch.arange(self.num_frequencies, device=x.device)
+            angles = frequencies[:, None] * x[..., None, :]
+            waves = torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3, -2)
+            features = torch.cat([features, waves], dim=-2)
+        expanded = cyclic_expand(features, self.size)
         return super().forward(expanded.flatten(-2).to(self.weight.dtype))
 
 

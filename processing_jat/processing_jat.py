@@ -57,12 +57,12 @@ class JatProcessor(ProcessorMixin):
         mission_length: tokens of a text observation, which stand behind the discrete observation's values; a shorter
             one is padded, a longer one cut.
         image_seq_length: tokens that an image takes in the model.
-        tokens_per_timestep: the same of a timestep.
         max_continuous_size: most values of a continuous observation with its reward, and of a continuous action.
         max_discrete_size: values of a discrete observation, those of its text included.
         rescale_observations: turn the pixels of image observations into floats in -1..1, as published; otherwise they
             stay uint8, a quarter of the memory, and the model does it.
         default_kwargs: defaults of this processor for the options of a call, see [`JatProcessorKwargs`].
+        tokens_per_timestep: tokens that a timestep takes in the model.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class JatProcessor(ProcessorMixin):
         tokenizer: Any = None,
         mission_length: int = 64,
         image_seq_length: int = 196,
-        tokens_per_timestep: int = 2,
         max_continuous_size: int = 377,
         max_discrete_size: int = 212,
         rescale_observations: bool = True,
         default_kwargs: JatProcessorKwargs | None = None,
+        tokens_per_timestep: int = 2,
     ) -> None:
         self.mission_length = mission_length
         self.image_seq_length = image_seq_length

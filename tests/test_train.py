@@ -424,6 +424,7 @@ def test_weights_by_pattern():
         (["--config", "image_size=100"], "image_size (100) must be divisible by patch_size (16)"),
         (["--config", "image_size=big"], "Field 'image_size' expected int"),
         (["--config", "num_layers=3"], "--config: "),
+        (["--config", "max_position_embeddings=64"], "--config: "),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id USER/NAME"),
         (["--data", str(ROOT / ".ci")], "--data: "),
     ],
