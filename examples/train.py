@@ -414,6 +414,7 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
         tokens_per_timestep=config.tokens_per_timestep,
         max_continuous_size=config.max_continuous_size,
         max_discrete_size=config.max_discrete_value,
+        mission_length=config.mission_length,
         rescale_observations=False,
     )
     tokenizer = processor.tokenizer

@@ -48,6 +48,10 @@ class JatConfig(PreTrainedConfig):
         max_discrete_value: length of a discrete observation, mission tokens included. The name is the published one.
         discrete_embedding_size: width of each of its values, before they become one token; default, as published, a
             50th of `hidden_size`.
+        mission_length: how many of these values, the last ones, are tokens of the mission.
+        mission_filters: so many filters are made of the mission and applied to each cell of the values before it, three
+            in a cell as in MiniGrid (Misra et al. 2018, arXiv 1809.00786), so that the model sees where what the
+            mission names is; published: 0.
         observation_channels: channels of an image observation (Atari: 4 stacked frames of 84x84).
         image_size: side of the square images that go with text, in pixels.
         patch_size: side of their square patches; each becomes a token.
@@ -95,6 +99,8 @@ class JatConfig(PreTrainedConfig):
     num_frequencies: int = 0
     max_discrete_value: int = 212
     discrete_embedding_size: int | None = None
+    mission_length: int = 64
+    mission_filters: int = 0
     observation_channels: int = 4
     image_size: int = 224
     patch_size: int = 16
@@ -134,6 +140,11 @@ class JatConfig(PreTrainedConfig):
             faults.append(
                 f"discrete_embedding_size must be at least 1, got {self.discrete_embedding_size} "
                 f"(default: hidden_size // 50, here {self.hidden_size} // 50)"
+            )
+        if self.mission_filters and not 0 < self.mission_length < self.max_discrete_value:
+            faults.append(
+                f"mission_length must be at least 1 and less than max_discrete_value ({self.max_discrete_value}) for "
+                f"mission_filters, got {self.mission_length}"
             )
         if len(self.attention_layers) != self.num_layers:
             faults.append(

@@ -432,6 +432,31 @@ class ContinuousEncoder(nn.Linear):
         return super().forward(expanded.flatten(-2).to(self.weight.dtype))
 
 
+CELL_SIZE = 3  # values: kind, color and state
+
+
+class MissionFilters(nn.Module):
+    """Applies filters, made of the mission, to each cell: (..., values, size) -> (..., hidden_size - 1).
+
+    "go to the red ball" can make one that answers to red balls. Without them, what two parts of an observation have in
+    common is learnt for each place anew.
+    """
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__()
+        size = config.discrete_embedding_size
+        self.num_filters, self.mission_length = config.mission_filters, config.mission_length
+        self.num_cells = (config.max_discrete_value - self.mission_length) // CELL_SIZE
+        self.filters = nn.Linear(self.mission_length * size, self.num_filters * CELL_SIZE * size)
+        self.projection = nn.Linear(self.num_cells * self.num_filters, config.hidden_size - 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        grid, mission = values.split([values.shape[-2] - self.mission_length, self.mission_length], dim=-2)
+        cells = grid[..., -CELL_SIZE * self.num_cells :, :].unflatten(-2, (self.num_cells, CELL_SIZE)).flatten(-2)
+        filters = self.filters(mission.flatten(-2)).unflatten(-1, (self.num_filters, -1))
+        return self.projection((cells @ filters.transpose(-1, -2)).relu().flatten(-2))
+
+
 class DiscretizedActionDecoder(nn.Module):
     """(..., hidden_size) -> (..., size, bins), a score for each bin of each value of a continuous action.
 
@@ -801,6 +826,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             nn.Flatten(start_dim=2),
             nn.Linear(config.max_discrete_value * reduced_size, hidden_size - 1),  # the reward is the last feature
         )
+        if config.mission_filters:
+            self.mission_filters = MissionFilters(config)
         self.image_encoder = PerTimestep(ImageEncoder(config))
         if config.image_rewards:
             self.image_reward_encoder = nn.Linear(1, hidden_size, bias=False)
@@ -883,7 +910,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             reduced = F.embedding(observations, reduce(self.transformer.wte.weight))
         else:
             reduced = reduce(self.embed_tokens("discrete_observations", observations))
-        return self.multi_discrete_encoder[2:](reduced)
+        embeddings = self.multi_discrete_encoder[2:](reduced)
+        return embeddings + self.mission_filters(reduced.relu()) if self.config.mission_filters else embeddings
 
     def embed_tokens(self, name: str, tokens: Tensor) -> Tensor:
         """Embed tokens of the vocabulary; `name` is what an error calls them."""

@@ -485,6 +485,31 @@ def test_small_differences_are_told_apart_by_sines_and_cosines(make_model):
     assert featured < 0.1 * plain
 
 
+def test_the_mission_finds_its_cell(make_model):
+    """The action is which half of the cells holds what the mission names; every cell holds something else."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"max_discrete_value": 1 + 3 * 6 + 2, "mission_length": 2, "discrete_embedding_size": 16}
+
+    def draw(rows):
+        cells = 10 + torch.rand(rows, 4, 6, generator=generator).argsort(-1)
+        places = torch.randint(6, (rows, 4, 1), generator=generator)
+        observations = torch.zeros(rows, 4, sizes["max_discrete_value"], dtype=torch.long)
+        observations[..., 1:19:3], observations[..., 19:20] = cells, 20 + cells.gather(-1, places) - 10
+        actions = (places[..., 0] >= 3).long()
+        return {"discrete_observations": observations, "discrete_actions": actions, "rewards": torch.zeros(rows, 4)}
+
+    seen, unseen = draw(256), draw(256)
+
+    def error(**filters):
+        model = make_model(**sizes, **filters)
+        train(model, steps=250, **seen)
+        with torch.no_grad():
+            logits = model.eval()(**unseen).pred_actions
+        return float((logits.argmax(-1) != unseen["discrete_actions"]).float().mean())
+
+    assert error(mission_filters=16) < 0.1 < 0.3 < error()
+
+
 class TestDiscretizedActions:
     """Gato's head for continuous actions."""
 
