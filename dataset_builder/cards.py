@@ -44,6 +44,7 @@ from .shards import MANIFEST, is_local, read_manifest, whole_file
 from .tasks import DOMAINS, TaskSpec, select_tasks
 
 REPORT, REPLAY, FRAME, TRAINING = "report", "replay.mp4", "frame.png", "training.json"
+TEXT_EVALUATION = "text_evaluation.json"
 # Where results belong that come from data of no repository.
 PUBLISHED_DATASET = "jat-project/jat-dataset"
 _TEMPLATES = resources.files(__package__) / "templates"
@@ -191,8 +192,8 @@ def _versions(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
 def write_model_card(folder: Path, address: str | None = None) -> Path:
     """Write `README.md` of a model's folder, and its results as the Hub's leaderboards read them.
 
-    They say what `evaluation.json`, `training.json`, the report and the replay of the folder say, as far as they are
-    there.
+    They say what `evaluation.json`, `text_evaluation.json`, `training.json`, the report and the replay of the folder
+    say, as far as they are there.
 
     Args:
         folder: where the model was saved.
@@ -204,7 +205,7 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds no model: expected config.json and what else `save_pretrained` writes")
     evaluation = read_evaluation(folder / EVALUATION) if (folder / EVALUATION).exists() else None
-    training = json.loads((folder / TRAINING).read_text(encoding="utf-8")) if (folder / TRAINING).exists() else {}
+    training, texts = _read_json(folder / TRAINING), _read_json(folder / TEXT_EVALUATION)
     dataset = training.get("data") if "/" in training.get("data", "") and not Path(training["data"]).exists() else None
     figures = [task_figures(score) for score in evaluation.scores] if evaluation else []
     rows = domain_rows(domain_figures(evaluation)) if evaluation else []
@@ -229,7 +230,11 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
             domain_table=format_table(rows) if rows else None,
             task_table=format_table(score_rows(evaluation.scores)) if evaluation else None,
             weak=[task["task"] for task in figures if task["normalized"] is not None and task["normalized"] < 0.5],
+            prompted=bool(evaluation and evaluation.about.get("agent", {}).get("prompted")),
+            text_table=format_table(_text_rows(texts)) if texts else None,
+            texts=texts,
             training=training,
+            has_code=(folder / "modeling_jat.py").exists(),
             plots={name: caption for name, caption in PLOTS.items() if (folder / REPORT / name).exists()},
             page=f"{REPORT}/{PAGE}" if (folder / REPORT / PAGE).exists() else None,
             replay=(folder / REPLAY).exists(),
@@ -240,6 +245,24 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
     with whole_file(path) as stream:
         stream.write(str(card).encode())
     return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _text_rows(texts: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """What was measured on held-out rows of text subsets, ready to print."""
+    return [
+        {
+            "subset": name,
+            "rows": str(found["rows"]),
+            "perplexity": f"{found['perplexity']:.2f}",
+            "next token right": f"{found['next_token_accuracy']:.2f}",
+            "written exactly, from the image": f"{found['written_exactly']:.2f}" if "written_exactly" in found else "-",
+        }
+        for name, found in texts.items()
+    ]
 
 
 def write_leaderboard(folder: Path, evaluation: Evaluation, dataset: str | None) -> None:

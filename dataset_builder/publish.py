@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from huggingface_hub.errors import HfHubHTTPError
 
-from .cards import REPLAY, REPORT, TRAINING, dataset_card, write_model_card
+from .cards import REPLAY, REPORT, TEXT_EVALUATION, TRAINING, dataset_card, write_model_card
 from .pictures import ASSETS, draw_returns
 from .report import EVALUATION
 from .shards import MANIFEST, find_shards, find_tasks, lock_folder, read_manifest
@@ -27,7 +27,7 @@ from .shards import MANIFEST, find_shards, find_tasks, lock_folder, read_manifes
 MODEL_FILES = """
     *.safetensors *.safetensors.index.json *config.json tokenizer* merges.txt vocab.json *_jat.py
 """.split()
-MODEL_FILES += ["README.md", f"{EVAL_RESULTS_FOLDER}/*", EVALUATION, TRAINING, REPLAY, f"{REPORT}/*"]
+MODEL_FILES += ["README.md", f"{EVAL_RESULTS_FOLDER}/*", EVALUATION, TEXT_EVALUATION, TRAINING, REPLAY, f"{REPORT}/*"]
 
 MAX_ATTEMPTS = 8
 LONGEST_WAIT = 30.0  # seconds

@@ -3,8 +3,9 @@
     python examples/demo.py --output demo
     python examples/demo.py --recipe twelve --output twelve --repo-id USER/jat    # 20 minutes of training on 2 cores
 
-Runs, one after another, the commands that you would type yourself, on one task of each domain or on three, and stops at
-the first one that fails. Run again, it keeps what is finished.
+Runs, one after another, the commands that you would type yourself, and stops at the first one that fails. First
+jat-mini, the agent that comes with the package, plays a task of each domain; then a new one is trained, on one task of
+each domain or on three. Run again, it keeps what is finished.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+JAT_MINI = "modeling_jat/agents/jat-mini"
+SHOWN = ("babyai-go-to-obj", "metaworld-door-open", "mujoco-swimmer", "atari-freeway")
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,28 @@ RECIPES = {
 def steps(recipe: Recipe, output: Path, repo_id: str | None) -> list[tuple[str, list[str]]]:
     """What each command does, and the command."""
     data, model, python = str(output / "data"), str(output / "jat"), [sys.executable]
+    shown = ["--model", JAT_MINI, "--prompt", "--tasks", *SHOWN, "--output"]
     build = [*python, "-m", "dataset_builder", "build", "--output", data, "--num-workers", "2"]
-    evaluate = [*python, "examples/evaluate.py", "--model", model]
+    evaluate = [*python, "examples/evaluate.py", "--num-envs", "20", "--num-workers", "2"]
     found = [
+        (
+            "jat-mini, which comes with the package, plays a task of each domain",
+            [*evaluate, *shown, str(output / "jat-mini")],
+        ),
+        ("It is filmed", [*python, "examples/play.py", *shown, str(output / "jat-mini" / "replay.mp4")]),
+    ]
+    found += [
         (f"Experts play {', '.join(tasks)}", [*build, "--tasks", *tasks, *options.split()])
         for tasks, options in recipe.builds.items()
     ]
     found += [
         (
-            "One small JAT learns all tasks from the data",
+            "A new JAT, smaller still, learns all tasks from the data",
             [*python, "examples/train.py", "--data", data, "--output", model, *recipe.training.split()],
         ),
         (
             "It is evaluated in all environments, on starts that are in no data",
-            [*evaluate, "--tasks", *recipe.tasks, "--num-envs", "20", "--num-workers", "2"],
+            [*evaluate, "--model", model, "--tasks", *recipe.tasks],
         ),
         ("It is filmed, and all that was measured becomes a page and a card", [*python, "examples/report.py", model]),
     ]
@@ -113,6 +125,7 @@ def main() -> int:
     print(
         f"""
 Done in {time.monotonic() - begun:.0f} s. Where to look:
+  {output}/jat-mini/replay.mp4    jat-mini at play; {JAT_MINI}/README.md is its card
   {output}/data                   the data sets; datasets.load_dataset("{output}/data", "metaworld-reach")
   {output}/jat                    the model (safetensors), its processor and their code
   {output}/jat/report/index.html  tables, plots and videos on one page

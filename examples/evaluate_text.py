@@ -52,8 +52,10 @@ def write(model: Any, processor: Any, row: dict[str, Any], max_new_tokens: int) 
         words = row["text"].split(" ")
         given = " ".join(words[: (len(words) + 1) // 2])
         inputs = processor(text=given, return_tensors="pt")
-    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    taken = length + (model.config.num_patches if "images" in row else 0)
+    room = model.config.max_position_embeddings - taken + 1  # the last token that is written takes no position
+    tokens = model.generate(**inputs, max_new_tokens=min(max_new_tokens, room), do_sample=False)
     return given, processor.tokenizer.decode(tokens[0, length:], skip_special_tokens=True)
 
 

@@ -1,21 +1,23 @@
-"""Play one episode with a JAT.
+"""Play one episode with a JAT: by default with jat-mini, which comes with the package.
 
-python examples/quickstart.py --model demo/jat --task metaworld-reach
+python examples/quickstart.py --task metaworld-reach --prompt
+python examples/quickstart.py --task metaworld-reach --model demo/jat
 """
 
 import argparse
 
 from transformers import AutoModel, AutoProcessor
 
-import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
 from dataset_builder import make_env
+from modeling_jat import pretrained
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo/jat", help="folder or Hub repository of a JAT")
+    parser.add_argument("--model", default=pretrained("jat-mini"), help="folder or Hub repository of a JAT")
     parser.add_argument("--task", default="metaworld-reach")
+    parser.add_argument("--prompt", action="store_true", help="tell the model the task's instruction")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -24,7 +26,8 @@ def main() -> None:
     env = make_env(args.task)
 
     observation, info = env.reset(seed=args.seed)
-    model.reset(env.action_space)
+    prompt = processor(text=env.task.instruction, return_tensors="pt") if args.prompt else None
+    model.reset(env.action_space, prompt=prompt)
     action = model.get_next_action(processor(observation))
     total, timesteps, success, done = 0.0, 0, False, False
     while not done:

@@ -8,6 +8,11 @@ where holding another action for a while earns more before the horizon. These co
 by what it gained; where nothing matters there is none. What has learnt them is corrected again: expert iteration
 (Anthony et al. 2017, arXiv 1705.08439).
 
+What it gave, one seed each, over 20 games, actions drawn or the likeliest ones: Pong -20.0 ± 0.3 and -20.5 ± 0.1 after
+6,435 lessons from 41 games, 40 minutes on one core; Boxing -4.2 ± 1.7 and -16.1 ± 2.8 after 5,304 from 12, 14 minutes.
+Random actions reach -20.3 and 0.0, half an hour of reinforcement learning 11.3 and 42.3. In the end the networks follow
+41% and 57% of their lessons.
+
 The network is written in the format of the package, to be played, or to be the start of reinforcement learning:
 `python examples/train_expert_atari.py --start-from FOLDER`.
 """

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .agents import pretrained
 from .configuration_jat import JatConfig
 from .modeling_jat import JatContext, JatModelForCausalLM, JatOutput
 
@@ -9,4 +10,4 @@ AutoConfig.register("jat", JatConfig)
 AutoModel.register(JatConfig, JatModelForCausalLM)
 AutoModelForCausalLM.register(JatConfig, JatModelForCausalLM)
 
-__all__ = ["JatConfig", "JatContext", "JatModelForCausalLM", "JatOutput"]
+__all__ = ["JatConfig", "JatContext", "JatModelForCausalLM", "JatOutput", "pretrained"]

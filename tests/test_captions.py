@@ -5,10 +5,13 @@ import re
 
 import pytest
 from datasets import load_dataset
+from evaluate_text import write
+from PIL import Image
 
 from dataset_builder import make_env, tasks, text
 from dataset_builder.__main__ import main
 from dataset_builder.builder import build
+from processing_jat import JatProcessor
 
 PLACE = r"(in hand|(\d ahead)?( ?\d (left|right))?)"
 THING = rf"an? ((open|closed|locked) )?(red|green|blue|purple|yellow|grey) (ball|box|key|door) {PLACE}"
@@ -76,3 +79,14 @@ def test_it_verifies_like_the_others(folder, capsys):
     assert main(["verify", str(folder)]) == 0
     assert "2 tasks verified: 0 faults" in capsys.readouterr().out
     assert "| frame-captions | `captions` | 40 |" in (folder / "README.md").read_text()
+
+
+def test_what_is_written_ends_where_the_positions_do(make_model):
+    """A model that has not learnt to end a text, with 4 patches of an image and 12 positions."""
+    model = make_model(image_size=32, max_position_embeddings=12)
+    row = {"images": Image.new("RGB", (32, 32)), "text": "an open blue door 4 ahead"}
+    processor = JatProcessor.from_texts([row["text"]], 300, image_size=32, image_seq_length=4)
+    _, written = write(model, processor, row, max_new_tokens=64)
+    _, cut = write(model, processor, row, max_new_tokens=8)
+    assert written.startswith(cut)
+    assert len(written) > len(cut)

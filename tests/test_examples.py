@@ -14,6 +14,7 @@ from conftest import TASKS
 from hub import running_hub
 from safetensors.torch import load_file
 
+from dataset_builder.cards import write_model_card
 from dataset_builder.report import read_evaluation, task_figures
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +139,7 @@ def test_the_film_shows_the_agent_as_it_was_evaluated(prompted_model, tmp_path):
     [[episode]] = [score.episodes for score in read_evaluation(model / "evaluation.json").scores]
     filmed = f"Episode({task}, seed={episode.seed}, {episode.timesteps} timesteps"
     assert filmed in run("examples/report.py", model)
+    assert "prompt=prompt" in (model / "README.md").read_text()
     options = ["--prompt", "--deterministic", "--output", tmp_path / "replay.mp4"]
     assert filmed in run("examples/play.py", "--model", model, "--tasks", task, *options)
 
@@ -157,6 +159,9 @@ def test_captions_are_learnt_and_evaluated(tmp_path):
         assert all(len(sample["written"]) < 200 for sample in found[name]["samples"])
     assert "written_exactly" in found["frame-captions"]
     assert found["missions"]["samples"][0]["given"]
+    card = write_model_card(model).read_text()
+    assert f"| frame-captions |    4 | {found['frame-captions']['perplexity']:>10.2f} |" in card
+    assert found["missions"]["samples"][0]["expected"] in card
 
 
 def test_evaluate_an_expert(tmp_path):
@@ -195,16 +200,14 @@ def test_quickstart(model_folder):
     assert re.match(r"mujoco-pendulum: return \d+\.\d+ over \d+ timesteps", output)
 
 
-def test_the_readmes_snippet(model_folder):
-    """Runs as it stands, without a network, in a folder with the demo's model."""
+def test_the_readmes_snippet(tmp_path):
+    """Runs as it stands, without a network and in any folder, and reaches the goal."""
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert "demo/jat" in snippet
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    folder = model_folder.parent.parent
-    result = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", f"{snippet}\nprint(info['success'])"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "True"
 
 
 @pytest.mark.slow
