@@ -261,6 +261,7 @@ def test_the_models_card(page_folder):
     assert "Episodes were cut after 20 timesteps" in card.text
     assert "4 tasks, 4 steps, by" in card.text
     assert "(report/learning.png)" in card.text
+    assert "trust_remote_code=True" in card.text
     entries = parse_eval_result_entries(yaml.safe_load((page_folder / ".eval_results/jat.yaml").read_text()))
     assert {entry.task_id for entry in entries} == {played.task for played in evaluation.scores}
 
