@@ -200,11 +200,16 @@ def test_quickstart(model_folder):
     assert re.match(r"mujoco-pendulum: return \d+\.\d+ over \d+ timesteps", output)
 
 
+def test_quickstart_with_the_agent_of_the_package():
+    output = run("examples/quickstart.py", "--task", "metaworld-door-open", "--prompt")
+    assert re.match(r"metaworld-door-open: return \d+\.\d+ over 500 timesteps, success", output)
+
+
 def test_the_readmes_snippet(tmp_path):
-    """Runs as it stands, without a network and in any folder, and reaches the goal."""
+    """Runs as it stands, without a network and in any folder, to the end of an episode."""
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", f"{snippet}\nprint(info['success'])"]
+    command = [sys.executable, "-c", f"{snippet}\nprint(truncated)"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "True"
