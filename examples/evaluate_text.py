@@ -24,6 +24,7 @@ from transformers import AutoModel, AutoProcessor
 import modeling_jat  # noqa: F401  registers the model
 import processing_jat  # noqa: F401  registers the processor
 from dataset_builder import register_from, select_tasks
+from dataset_builder.cards import TEXT_EVALUATION
 from dataset_builder.shards import whole_file
 
 SAMPLES = 5
@@ -113,7 +114,7 @@ def main() -> int:
             print(f"  {sample['given'] or '[image]'} -> {sample['written']!r} (expected {sample['expected']!r})")
     output = args.output or (Path(args.model) if Path(args.model).is_dir() else Path("evaluation"))
     output.mkdir(parents=True, exist_ok=True)
-    with whole_file(output / "text_evaluation.json") as file:
+    with whole_file(output / TEXT_EVALUATION) as file:
         file.write((json.dumps(found, indent=1) + "\n").encode())
     return 0
 

@@ -910,8 +910,9 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             reduced = F.embedding(observations, reduce(self.transformer.wte.weight))
         else:
             reduced = reduce(self.embed_tokens("discrete_observations", observations))
-        embeddings = self.multi_discrete_encoder[2:](reduced)
-        return embeddings + self.mission_filters(reduced.relu()) if self.config.mission_filters else embeddings
+        values = self.multi_discrete_encoder[2](reduced)
+        embeddings = self.multi_discrete_encoder[3:](values)
+        return embeddings + self.mission_filters(values) if self.config.mission_filters else embeddings
 
     def embed_tokens(self, name: str, tokens: Tensor) -> Tensor:
         """Embed tokens of the vocabulary; `name` is what an error calls them."""

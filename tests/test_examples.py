@@ -208,6 +208,7 @@ def test_quickstart_with_the_agent_of_the_package():
 def test_the_readmes_snippet(tmp_path):
     """Runs as it stands, without a network and in any folder, to the end of an episode."""
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert 'pretrained("jat-mini")' in snippet
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", f"{snippet}\nprint(truncated)"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
