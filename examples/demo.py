@@ -84,7 +84,7 @@ def steps(recipe: Recipe, output: Path, repo_id: str | None) -> list[tuple[str, 
     found = [
         (
             "jat-mini, which comes with the package, plays a task of each domain",
-            [*evaluate, *shown, str(output / "jat-mini")],
+            [*evaluate, "--episodes", "10", *shown, str(output / "jat-mini")],
         ),
         ("It is filmed", [*python, "examples/play.py", *shown, str(output / "jat-mini" / "replay.mp4")]),
     ]

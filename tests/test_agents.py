@@ -41,7 +41,7 @@ def test_it_plays_starts_that_are_in_no_data(agent, task):
 
 @pytest.mark.parametrize(
     ("task", "caption"),
-    [("atari-freeway", "Freeway"), ("atari-qbert", "Qbert, 3 lives left"), ("atari-tennis", "Tennis")],
+    [("atari-freeway", "Freeway"), ("atari-qbert", "Qbert, 4 lives left"), ("atari-tennis", "Tennis")],
 )
 def test_it_names_a_game_from_a_frame(agent, task, caption):
     with make_env(task, render_mode="rgb_array") as env:
