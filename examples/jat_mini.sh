@@ -100,14 +100,14 @@ data() {
 # Two parts, as what BabyAI's missions name is found in 1,750 steps if rooms with many things are drawn often, and was
 # not in 2,600 among everything else. The other data are there for the vocabulary, and are drawn later.
 training() {
-    train --output "$FOLDER/grounding" --steps "$GROUNDING" --learning-rate 2e-3 --lr_scheduler_type constant_with_warmup \
+    train --output "$FOLDER/grounding" --steps "$GROUNDING" --lr_scheduler_type constant_with_warmup \
         --hidden-size 256 --num-layers 4 --num-heads 4 --vocab-size 1024 \
         --config action_feedback=none observation_loss_coef=0 mu_law_features=true num_frequencies=5 \
         discrete_embedding_size=16 mission_filters=16 image_size=112 \
         --task-weights metaworld=0 atari=0 text=0 mujoco=2 babyai=1 babyai-go-to-local=8 babyai-pickup-loc=8 \
         babyai-action-obj-door=8 babyai-put-next-local=10 babyai-pickup-dist=6 babyai-go-to-red-ball=4 \
         babyai-synth-loc=4 babyai-synth=4 babyai-go-to-door=3 babyai-pickup-above=3
-    train --output "$FOLDER/model" --init-from "$FOLDER/grounding" --steps "$STEPS" --learning-rate 2e-3 \
+    train --output "$FOLDER/model" --init-from "$FOLDER/grounding" --steps "$STEPS" \
         --lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs "{\"num_decay_steps\": $DECAY}" \
         --task-weights metaworld=0.5 atari=0.3 frame-captions=8 missions=2 mujoco=5 babyai=2 "babyai-[bmpsu]*=4" \
         babyai-go-to-local=5 babyai-pickup-loc=5 babyai-put-next-local=8 "$@"
@@ -115,7 +115,8 @@ training() {
 
 train() {
     "$PYTHON" examples/train.py --register examples/captions.py --data "$FOLDER/data" --window 64 --image-window 32 \
-        --prompt-fraction 0.9 --batch-size 32 --save-every 250 --max_grad_norm 0.1 --muon --warmup_steps 50 "$@"
+        --prompt-fraction 0.9 --batch-size 32 --save-every 250 --max_grad_norm 0.1 --muon --learning-rate 2e-3 \
+        --warmup_steps 50 "$@"
 }
 
 # The weights in half precision, which `from_pretrained` reads as float32; their code comes with the package.
