@@ -137,6 +137,21 @@ def test_a_machine_that_cannot_render_says_so():
     assert "Error" in result.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a screen")
+def test_an_environment_starts_no_other_python():
+    """Of such a process, the end of its worker would leave a traceback."""
+    code = """
+import sys
+from dataset_builder import make_env
+
+sys.addaudithook(lambda event, args: event == "subprocess.Popen" and print(args[1]))
+make_env("metaworld-reach")
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "PYGLFW_LIBRARY")}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert sys.executable not in result.stdout
+
+
 def test_action_noise_disturbs_about_every_second_episode_by_its_seed():
     noisy, clean = make_env("mujoco-reacher", action_noise=0.3), make_env("mujoco-reacher")
 

@@ -15,9 +15,10 @@ it as the bool `info["success"]`.
 """
 
 import ctypes.util
-import importlib
+import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -91,6 +92,11 @@ def make_vec_env(task: str | TaskSpec, num_envs: int, **kwargs: Any) -> SyncVect
 def choose_mujoco_renderer() -> None:
     """Let MuJoCo render without a screen where it can. To be called before `mujoco` is imported."""
     headless = sys.platform == "linux" and not os.environ.get("DISPLAY")
+    if headless and (glfw := importlib.util.find_spec("glfw")):
+        # Else glfw, which gymnasium imports, tries every library that it finds in a process of its own.
+        bundled = Path(glfw.origin).parent / "x11" / "libglfw.so"
+        if bundled.exists():
+            os.environ.setdefault("PYGLFW_LIBRARY", str(bundled))
     if headless and "MUJOCO_GL" not in os.environ:
         for library, backend in (("OSMesa", "osmesa"), ("EGL", "egl")):
             if ctypes.util.find_library(library):
