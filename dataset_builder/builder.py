@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .cards import write_dataset_card
 from .envs import TaskEnv, make_env
 from .episodes import Episode, row_schema, task_features
+from .evaluation import Player
 from .executors import check_executor, map_unordered
 from .experts import load_expert
 from .pictures import ASSETS
@@ -47,6 +48,7 @@ from .shards import (
     unnamed_shard,
     write_shard,
 )
+from .students import StudentActs
 from .tasks import TaskSpec, get_task, select_tasks
 from .text import build_text, text_rows
 
@@ -80,7 +82,10 @@ class FinishedItem:
 @lru_cache(maxsize=1)
 def _players(task: TaskSpec, recipe: Recipe) -> tuple[TaskEnv, Policy]:
     """An environment and its expert; the last ones are kept, for making them takes longer than many an episode."""
-    return make_env(task, **recipe.env_options), load_expert(task, recipe.expert)
+    env = make_env(task, **recipe.env_options)
+    if recipe.student:
+        env = StudentActs(env, recipe.student.load(task))
+    return env, load_expert(task, recipe.expert)
 
 
 def generate_episodes(
@@ -272,6 +277,7 @@ def build(
     executor: str = "local",
     max_episode_steps: int | None = None,
     action_noise: float = 0.0,
+    student: Player | None = None,
     allow_local: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -289,6 +295,8 @@ def build(
         max_episode_steps: truncate episodes after so many timesteps.
         action_noise: execute about every second episode's actions with noise, see `envs.ActionNoise`; the expert's
             own are stored.
+        student: an agent whose actions are executed in place of some of the expert's, see `students.StudentActs`;
+            those that the expert meant are stored.
         allow_local: whether the images of a text subset may come from addresses of this machine and its network.
         progress: show bars.
 
@@ -327,7 +335,7 @@ def build(
         load_expert(task, expert)  # fails here, before any work, if there is none
         name = expert or task.expert_name
         options = {"max_episode_steps": max_episode_steps, "action_noise": action_noise}
-        recipes[task] = Recipe(task=task.name, expert=name, seed=seed, **options)
+        recipes[task] = Recipe(task=task.name, expert=name, seed=seed, student=student, **options)
         if action_noise:
             make_env(task, **options).close()  # fails here if the task's actions are discrete
         if executor == "local" and num_workers > 1:

@@ -110,6 +110,7 @@ def dataset_card(manifests: dict[str, dict[str, Any]], pictures: list[str], addr
             kinds=_kinds(tasks.values()),
             commands=_commands(summaries),
             noisy=[summary["name"] for summary in summaries if summary["recipe"]["action_noise"]],
+            taught=[summary["name"] for summary in summaries if "student" in summary["recipe"]],
             has_parts=any(task.has_images for task in tasks.values()),
             timesteps_per_row=TIMESTEPS_PER_ROW,
             pictures=pictures,
@@ -136,7 +137,7 @@ def _summary(task: TaskSpec, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _commands(summaries: list[dict[str, Any]]) -> list[str]:
     """What builds the same data: a command for all tasks that were built with the same options."""
-    tasks_by_options: dict[str, list[TaskSpec]] = {}
+    tasks_by_options: dict[tuple[str, str], list[TaskSpec]] = {}
     for summary in summaries:
         task, recipe = TaskSpec.from_description(summary["task"]), summary["recipe"]
         options = f"--episodes {summary['count']}"
@@ -148,10 +149,11 @@ def _commands(summaries: list[dict[str, Any]]) -> list[str]:
                 options += f" --max-episode-steps {recipe['max_episode_steps']}"
             if recipe["action_noise"]:
                 options += f" --action-noise {recipe['action_noise']}"
-        tasks_by_options.setdefault(options, []).append(task)
+        program = "examples/dagger.py --model STUDENT" if "student" in recipe else "-m dataset_builder build"
+        tasks_by_options.setdefault((program, options), []).append(task)
     return [
-        f"python -m dataset_builder build --tasks {' '.join(_patterns(tasks))} {options} --output DIR"
-        for options, tasks in tasks_by_options.items()
+        f"python {program} --tasks {' '.join(_patterns(tasks))} {options} --output DIR"
+        for (program, options), tasks in tasks_by_options.items()
     ]
 
 
@@ -206,7 +208,8 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
         raise ValueError(f"{folder} holds no model: expected config.json and what else `save_pretrained` writes")
     evaluation = read_evaluation(folder / EVALUATION) if (folder / EVALUATION).exists() else None
     training, texts = _read_json(folder / TRAINING), _read_json(folder / TEXT_EVALUATION)
-    dataset = training.get("data") if "/" in training.get("data", "") and not Path(training["data"]).exists() else None
+    repositories = [name for name in training.get("data", ()) if "/" in name and not Path(name).exists()]
+    dataset = repositories[0] if repositories else None
     figures = [task_figures(score) for score in evaluation.scores] if evaluation else []
     rows = domain_rows(domain_figures(evaluation)) if evaluation else []
     card_data = ModelCardData(
@@ -214,7 +217,7 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
         library_name="transformers",
         pipeline_tag="reinforcement-learning",
         tags=["jat", "reinforcement-learning", "imitation-learning", "generalist-agent", "robotics"],
-        datasets=[dataset] if dataset else None,
+        datasets=repositories or None,
         model_name=folder.resolve().name if address is None else address.partition("/")[2],
         eval_results=[result for task in figures for result in _results(task, dataset)] or None,
         widget=_widget(training.get("tasks", ()), address if (folder / REPORT / FRAME).exists() else None),

@@ -62,7 +62,7 @@ def play(
     observation, info = env.reset(seed=seed)
     reward, terminated, truncated = None, False, False
     while not (terminated or truncated):
-        action = _executable((yield observation, reward), env.action_space)
+        action = executable((yield observation, reward), env.action_space)
         for key, values in recorded.items():
             values.append(observation[key])
         observation, reward, terminated, truncated, info = env.step(action)
@@ -121,7 +121,7 @@ def rollout(
             return end.value
 
 
-def _executable(action: Action, space: spaces.Space) -> Action:
+def executable(action: Action, space: spaces.Space) -> Action:
     """The action as it will be executed and stored: inside the Box, or an int."""
     if isinstance(space, spaces.Box):
         array = np.asarray(action, space.dtype)

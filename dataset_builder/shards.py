@@ -18,11 +18,11 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -31,6 +31,9 @@ from filelock import FileLock, Timeout
 from upath import UPath
 
 from .tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from .evaluation import Player
 
 MANIFEST = "manifest.json"
 PARTS = ".parts"
@@ -65,6 +68,8 @@ class Recipe:
         seed: base seed.
         max_episode_steps: truncate episodes after so many timesteps; None for the task's own horizon.
         action_noise: of the actions as executed, see `envs.ActionNoise`; the expert's own are stored.
+        student: an agent whose actions are executed in place of some of the expert's, see `students.StudentActs`; those
+            that the expert meant are stored.
     """
 
     task: str
@@ -72,11 +77,17 @@ class Recipe:
     seed: int = 0
     max_episode_steps: int | None = None
     action_noise: float = 0.0
+    student: "Player | None" = None
 
     @property
     def env_options(self) -> dict[str, Any]:
         """What `make_env` takes."""
         return {"max_episode_steps": self.max_episode_steps, "action_noise": self.action_noise}
+
+    def described(self) -> dict[str, Any]:
+        """As JSON."""
+        described = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "student"}
+        return described | ({"student": self.student.described()} if self.student else {})
 
 
 def split_of(index: int) -> str:
@@ -92,7 +103,7 @@ def playing_packages(task: TaskSpec) -> tuple[str, ...]:
 def origin(task: TaskSpec, recipe: Recipe) -> dict[str, Any]:
     """Where episodes come from, as every file says of itself."""
     packages = (*playing_packages(task), *_WRITING_PACKAGES)
-    return {"recipe": asdict(recipe), "versions": {name: package_version(name) for name in packages}}
+    return {"recipe": recipe.described(), "versions": {name: package_version(name) for name in packages}}
 
 
 @cache

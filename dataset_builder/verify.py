@@ -133,7 +133,11 @@ def verify_task(item: VerifyItem) -> Verdict:
     chosen = {int(i) for i in np.linspace(0, len(manifest["episodes"]) - 1, item.replays)}
     seen: dict[int, str] = {}
     returns = []
-    with make_env(task, **Recipe(**manifest["recipe"]).env_options) as env:
+    recipe = Recipe(**{**manifest["recipe"], "student": None})
+    if "student" in manifest["recipe"]:
+        chosen = set()
+        verdict.notes.append(f"{folder.name}: its episodes cannot be played again without the student in them")
+    with make_env(task, **recipe.env_options) as env:
         for path, footer in footers.items():
             for episode in _episodes(path, footer, task, verdict):
                 index = episode.record["index"]
@@ -143,7 +147,7 @@ def verify_task(item: VerifyItem) -> Verdict:
                 returns.append(episode.record["return"])
                 verdict.episodes += 1
                 verdict.timesteps += len(episode.columns["rewards"])
-                faults = _check_episode(episode, task, env, manifest["recipe"]["seed"], footer["split"])
+                faults = _check_episode(episode, task, env, recipe.seed, footer["split"])
                 if not faults and index in chosen:
                     faults = _replay(episode, task, env)
                     verdict.replayed += 1
@@ -332,7 +336,7 @@ def _compare_returns(folder: Path, manifest: dict[str, Any], returns: list[float
     """The data's mean return against the expert's measured one."""
     recipe = manifest["recipe"]
     measured = read_scores().get((recipe["task"], recipe["expert"]))
-    if recipe["max_episode_steps"] is not None or recipe["action_noise"]:
+    if recipe["max_episode_steps"] is not None or recipe["action_noise"] or "student" in recipe:
         verdict.notes.append(f"{folder.name}: its episodes were cut short or disturbed, their returns are not compared")
         return
     if measured is None or not returns:

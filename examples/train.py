@@ -28,7 +28,13 @@ from typing import Any
 import httpx2
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset_builder
+from datasets import (
+    Dataset,
+    IterableDataset,
+    concatenate_datasets,
+    get_dataset_config_names,
+    load_dataset_builder,
+)
 from huggingface_hub.errors import StrictDataclassError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -320,24 +326,37 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def load_tasks(data: str, patterns: list[str] | None, streaming: bool) -> dict[str, Dataset | IterableDataset]:
-    """The training split of every task of a folder or repository that the patterns name."""
+def load_tasks(folders: list[str], patterns: list[str] | None, streaming: bool) -> dict[str, Dataset | IterableDataset]:
+    """The training split of every task that the patterns name; of one that several folders have, all they have."""
     try:
-        available = get_dataset_config_names(data)
+        available = {folder: set(get_dataset_config_names(folder)) for folder in folders}
     except FileNotFoundError as error:
         raise ValueError(f"--data: {error}") from error
-    names = set(available)
+    names = known = set().union(*available.values())
     if patterns:
         names = set()
         for pattern in patterns:
-            matches = {task.name for task in select_tasks(pattern)} & set(available)
+            matches = {task.name for task in select_tasks(pattern)} & known
             if not matches:
-                raise ValueError(f"{data} has no data of {pattern!r}; it has {', '.join(available)}")
+                raise ValueError(
+                    f"{' and '.join(folders)} has no data of {pattern!r}; it has {', '.join(sorted(known))}"
+                )
             names |= matches
+    parts: dict[str, list[Dataset | IterableDataset]] = {name: [] for name in sorted(names)}
+    for folder in folders:
+        for name, dataset in load_folder(folder, available[folder] & names, streaming).items():
+            parts[name].append(dataset)
+    return {name: concatenate_datasets(datasets) for name, datasets in parts.items()}
+
+
+def load_folder(data: str, names: set[str], streaming: bool) -> dict[str, Dataset | IterableDataset]:
+    """The training splits of a folder or repository by their names."""
+    if not names:
+        return {}
     # load_dataset would read the whole card for each of them, half a second where it has all tasks.
     first = load_dataset_builder(data, min(names))
     source = {key: getattr(first, key) for key in ("dataset_name", "hash", "base_path", "repo_id")}
-    builders = {name: type(first)(config_name=name, **source) for name in sorted(names)}
+    builders = {name: type(first)(config_name=name, **source) for name in names}
     if streaming:
         return {name: builder.as_streaming_dataset("train") for name, builder in builders.items()}
     for builder in builders.values():
@@ -464,7 +483,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, help="folder or Hub repository of data sets")
+    data.add_argument("--data", required=True, nargs="+", help="folders or Hub repositories of data sets")
     data.add_argument("--streaming", action="store_true", help="read them while training, instead of first of all")
     data.add_argument("--tasks", nargs="+", help="names, domains or globs; default: all of the data")
     data.add_argument(

@@ -144,6 +144,18 @@ def test_the_film_shows_the_agent_as_it_was_evaluated(prompted_model, tmp_path):
     assert filmed in run("examples/play.py", "--model", model, "--tasks", task, *options)
 
 
+def test_an_agent_learns_from_where_it_gets_itself(data_folder, model_folder, tmp_path):
+    lessons, model = tmp_path / "lessons", tmp_path / "jat"
+    tasks = TASKS[1:3]
+    run("examples/dagger.py", "--model", model_folder, "--tasks", *tasks, "--episodes", "3", "--output", lessons)
+    recipe = json.loads((lessons / tasks[0] / "manifest.json").read_text())["recipe"]
+    assert recipe["student"]["policy"] == "jat"
+    options = ["--init-from", model_folder, "--tasks", *tasks, "--batch-size", "2", "--steps", "2", "--output", model]
+    output = run("examples/train.py", "--data", data_folder, lessons, "--window", "16", *options)
+    episodes = re.search(rf"{tasks[0]}: (\d+) episodes", output)
+    assert int(episodes[1]) == 14
+
+
 def test_captions_are_learnt_and_evaluated(tmp_path):
     own, data, model = ["--register", "examples/captions.py"], tmp_path / "data", tmp_path / "jat"
     subsets = ["--tasks", "frame-captions", "missions"]

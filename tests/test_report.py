@@ -341,7 +341,13 @@ def test_a_card_says_what_there_is(make_model, processor, tmp_path, monkeypatch)
     """Texts in the training make a widget; without an evaluation there is no table."""
     make_model().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    training = {"command": "python …", "data": "jat/mix", "tasks": ["oscar", "ok-vqa"], "steps": 3, "versions": {}}
+    training = {
+        "command": "python …",
+        "data": ["data", "jat/mix"],
+        "tasks": ["oscar", "ok-vqa"],
+        "steps": 3,
+        "versions": {},
+    }
     (tmp_path / "training.json").write_text(json.dumps(training))
     make_video(tmp_path / "report/x.mp4")
     Image.new("RGB", (8, 8)).save(tmp_path / "report/frame.png")

@@ -21,10 +21,21 @@ from datasets import Dataset
 from hub import running_hub
 from PIL import Image
 from safetensors.torch import load_file
-from train import Collator, MixTrainer, MuonAdamW, last_whole_checkpoint, main, make_rule, rehearse, use_every_parameter
+from train import (
+    Collator,
+    MixTrainer,
+    MuonAdamW,
+    last_whole_checkpoint,
+    load_tasks,
+    main,
+    make_rule,
+    rehearse,
+    use_every_parameter,
+)
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from dataset_builder import get_task, task_features
+from dataset_builder.builder import build
 from dataset_builder.mixing import FixedWeights, TaskBatches, Window, Windows
 from modeling_jat import JatModelForCausalLM
 
@@ -403,6 +414,17 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(processor, tmp_path):
         trainer.train()
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_several_folders_have_of_a_task_is_trained_together(data_folder, tmp_path, streaming):
+    pendulum, reacher = TASKS[2], "mujoco-reacher"
+    build([pendulum, reacher], tmp_path, episodes=3, seed=1, max_episode_steps=20, progress=False)
+    found = load_tasks([str(data_folder), str(tmp_path)], ["mujoco"], streaming)
+    lengths = {name: [len(row["rewards"]) for row in dataset] for name, dataset in found.items()}
+    assert lengths == {pendulum: [50] * 11 + [20] * 3, reacher: [20] * 3}
+    with pytest.raises(ValueError, match=rf"{tmp_path} has no data of 'babyai'; it has {pendulum}, {reacher}"):
+        load_tasks([str(tmp_path)], ["babyai"], streaming)
 
 
 def test_weights_by_pattern():

@@ -18,6 +18,7 @@ import numpy as np
 from minigrid.core.world_object import WorldObj
 from minigrid.utils.baby_ai_bot import (
     BabyAIBot,
+    DisappearedBoxError,
     DropSubgoal,
     ExploreSubgoal,
     GoNextToSubgoal,
@@ -78,9 +79,10 @@ class BotPolicy:
     """Sees the whole environment, not only the observation."""
 
     def reset(self, env: gymnasium.Env, seed: int) -> None:
-        self.env = env.unwrapped
+        self.env, self.outermost = env.unwrapped, env
         self.rng = np.random.default_rng(seed)
         self.new_plans = 0
+        self.action: int | None = None
         self._plan()
 
     def _plan(self) -> None:
@@ -90,15 +92,31 @@ class BotPolicy:
         self.detour: list[int] = []
 
     def act(self, observation: Observation, reward: float | None) -> int:
+        self.action = self._next_action(getattr(self.outermost, "executed", self.action))
+        return self.action
+
+    def _next_action(self, executed: int | None) -> int:
+        """By the plan, or by the detour while there is one.
+
+        Args:
+            executed: the last action that was, which may have been a student's.
+        """
+        is_own = executed == self.action
+        if not is_own:
+            self.detour = []
         if not self.detour:
-            self.visits[state := self._state()] += 1
+            state = self._state()
+            self.visits[state] += is_own  # the circles that a student goes in are not the bot's
             if self.visits[state] <= MAX_VISITS:
                 self.bot.stack.pushed = 0
                 try:
-                    return int(self.bot.replan())
+                    return int(self.bot.replan(None if is_own else executed))
+                except DisappearedBoxError as error:  # what was in the box may be what the mission is about
+                    raise ExpertGaveUp(str(error)) from error
                 except AssertionError:  # what the bot holds for certain is not so
                     pass
             self._plan_anew()
+        self.bot._remember_current_state()  # to compare with what comes of it, as it does itself when it plans
         return self.detour.pop()
 
     def _state(self) -> tuple:
