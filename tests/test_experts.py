@@ -1,3 +1,9 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -125,6 +131,33 @@ def test_repaired_scripts_succeed_where_metaworlds_own_fail(task, index):
 @pytest.mark.parametrize("task", select_tasks("metaworld"), ids=lambda task: task.name)
 def test_scripts_succeed_on_all(task):
     assert scores(task, 20).success_rate >= 0.9
+
+
+@pytest.mark.parametrize("task", ["metaworld-assembly", "metaworld-disassemble", "metaworld-stick-push"])
+def test_tuned_scripts_earn_more(task):
+    env = make_env(task, max_episode_steps=100)
+
+    def earned(kind):
+        return np.mean([rollout(env, load_expert(task, kind), seed).total_reward for seed in range(5)])
+
+    assert earned("tuned") > 1.1 * earned("scripted")
+
+
+def test_every_script_is_tuned_and_others_cannot_be():
+    assert all(load_expert(task, "tuned") for task in select_tasks("metaworld"))
+    with pytest.raises(MissingExpertError, match="mujoco-ant has no tuned script: tune one with `python"):
+        load_expert("mujoco-ant", "tuned")
+
+
+@pytest.mark.slow
+def test_tuning_finds_more_than_the_script_earns(tmp_path):
+    tune, output = Path(__file__).parent.parent / "examples/tune_scripts.py", tmp_path / "tuned.json"
+    options = ["--tasks", "metaworld-drawer-open", "--output", str(output)]
+    result = subprocess.run([sys.executable, str(tune), *options], capture_output=True, text=True, check=True)
+    script, tuned = map(float, re.findall(r"\d+\.\d+", result.stdout))
+    assert tuned > 1.2 * script
+    [found] = json.loads(output.read_text()).values()
+    assert max(found["gains"]) > 1.5
 
 
 def test_model_predictive_control_leaves_the_simulator_as_it_was():
