@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from .builder import build
 from .episodes import task_features
+from .evaluation import Player
 from .executors import EXECUTORS, WorkerDiedError
 from .experts import EXPERTS, MissingExpertError, load_expert
 from .measuring import DEFAULT_EPISODES, describe_scores, measure, plan_trials, write_page
@@ -20,7 +21,8 @@ from .tasks import TaskSpec, register_from, select_tasks
 from .verify import verdict_line, verify
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, student: Player | None = None) -> int:
+    """Run a command. In what it builds a student may act, see `builder.build`."""
     parser = argparse.ArgumentParser(prog="python -m dataset_builder", description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -117,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 executor=args.executor,
                 max_episode_steps=args.max_episode_steps,
                 action_noise=args.action_noise,
+                student=student,
                 allow_local=args.allow_local,
             )
             print(f"Built in {folder}; read it with {reading(folder, select_tasks(args.tasks)[0])}")
