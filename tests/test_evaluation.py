@@ -157,9 +157,9 @@ def test_the_page_of_scores_is_that_of_the_file(tmp_path):
 def test_where_the_published_expert_is_no_better_than_random_ours_is_the_measure():
     published = expert_yardstick("metaworld-reach")
     assert (published.normalized(reference_scores("metaworld-reach").expert), published.name) == (1.0, "published")
-    ours = read_scores()["metaworld-disassemble", "scripted"]
+    ours = read_scores()["metaworld-disassemble", "tuned"]
     yardstick = expert_yardstick("metaworld-disassemble")
-    assert (yardstick.normalized(ours.score_mean), yardstick.name) == (1.0, "our scripted")
+    assert (yardstick.normalized(ours.score_mean), yardstick.name) == (1.0, "our tuned")
     assert expert_yardstick("my-own-task") is None
     assert human_yardstick("metaworld-reach") is None
     assert human_yardstick("atari-pong").normalized(14.6) == 1.0
