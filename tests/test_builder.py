@@ -74,13 +74,20 @@ def finished_episodes(folder):
     return {(record["index"], record["seed"]) for record in records}
 
 
-def children_of_nobody():
-    """Command lines of processes whose parent has died."""
-    lines = []
-    for process in psutil.process_iter(["ppid", "cmdline"]):
-        if process.info["ppid"] == 1 and process.info["cmdline"]:
-            lines.append(" ".join(process.info["cmdline"]))
-    return lines
+def wait_for_episodes(number, folder, process):
+    """Until a process that builds in the folder has finished so many of them."""
+    deadline = time.monotonic() + 120
+    while len(finished_episodes(folder)) < number:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def has_ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class TestPublishedForm:
@@ -169,24 +176,24 @@ class TestDeterminism:
 
 class TestResume:
     def start(self, output, *options, wait_for):
-        """A build in a process of its own, killed with -9 as soon as so many episodes are finished."""
+        """A build in a process of its own, killed with -9 as soon as so many episodes are finished.
+
+        Returns the arguments that go on with it, and the processes that worked for it.
+        """
         command = [sys.executable, "-m", "dataset_builder", "build", "--output", str(output), *options]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while len(finished_episodes(output)) < wait_for:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_episodes(wait_for, output, process)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        return command[3:]
+        return command[3:], workers
 
     @pytest.mark.parametrize("workers", ["1", "2"])
     def test_a_killed_build_goes_on(self, tmp_path, monkeypatch, workers):
         """The same command then plays only what was not finished, and the result is the same."""
         killed = tmp_path / "killed"
         options = ["--tasks", REACH, "--episodes", "25", "--num-workers", workers]
-        command = self.start(killed, *options, wait_for=5)
+        command, _ = self.start(killed, *options, wait_for=5)
         kept = finished_episodes(killed)
         assert not (killed / "README.md").exists()
         played = []
@@ -235,8 +242,7 @@ class TestResume:
             # Where the tests run in the background, it is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        while not finished_episodes(tmp_path):
-            time.sleep(0.01)
+        wait_for_episodes(1, tmp_path, process)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 130, errors
@@ -244,10 +250,10 @@ class TestResume:
         assert "Traceback" not in errors
 
     def test_its_workers_end_with_it(self, tmp_path):
-        output = tmp_path / "killed"
-        self.start(output, "--tasks", REACH, "--episodes", "50", "--num-workers", "2", wait_for=2)
-        deadline = time.monotonic() + 10
-        while any(str(output) in line or "spawn_main" in line for line in children_of_nobody()):
+        _, workers = self.start(tmp_path, "--tasks", REACH, "--episodes", "50", "--num-workers", "2", wait_for=2)
+        assert len(workers) >= 2
+        deadline = time.monotonic() + 60
+        while not all(has_ended(worker) for worker in workers):
             assert time.monotonic() < deadline
             time.sleep(0.1)
 

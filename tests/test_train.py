@@ -13,6 +13,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -52,10 +53,19 @@ def command(data, output, *options, steps=12, save_every=6):
     return [str(part) for part in (SCRIPT, "--data", data, "--output", output, *SIZES, *steps, *options)]
 
 
-def run(*arguments, **kwargs):
-    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **kwargs)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def run(*arguments, timeout=600, **kwargs):
+    """Run Python to its end; what takes longer is aborted, and says where each of its processes stood."""
+    kwargs["env"] = {**kwargs.get("env", os.environ), "PYTHONFAULTHANDLER": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, *arguments], **pipes, **kwargs) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.send_signal(signal.SIGABRT)
+            output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output
 
 
 def history(folder):
