@@ -337,6 +337,11 @@ class ChannelAttention(nn.Module):
         return x * self.fc(x.mean(dim=(2, 3)))[:, :, None, None]
 
 
+def instance_norm(x: Tensor) -> Tensor:
+    """Of (B, channels, height, width). On a CPU torch takes half of the time for the same as a norm of layers."""
+    return F.layer_norm(x.flatten(2), (x.shape[2] * x.shape[3],)).view_as(x)
+
+
 class ImageEncoder(nn.Module):
     """(B, channels, 84, 84) -> (B, hidden_size)."""
 
@@ -351,9 +356,9 @@ class ImageEncoder(nn.Module):
         self.fc = nn.Linear(128 * 11 * 11, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.att1(F.leaky_relu(F.instance_norm(self.conv1(x))))
-        x = self.att2(F.leaky_relu(F.instance_norm(self.conv2(x))))
-        x = self.att3(F.leaky_relu(F.instance_norm(self.conv3(x))))
+        x = self.att1(F.leaky_relu(instance_norm(self.conv1(x))))
+        x = self.att2(F.leaky_relu(instance_norm(self.conv2(x))))
+        x = self.att3(F.leaky_relu(instance_norm(self.conv3(x))))
         return self.fc(x.flatten(1))
 
 
@@ -372,9 +377,9 @@ class ImageDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x).unflatten(1, (128, 11, 11))
-        x = F.leaky_relu(F.instance_norm(self.deconv1(x)))
+        x = F.leaky_relu(instance_norm(self.deconv1(x)))
         x = self.att1(F.interpolate(x, size=(21, 21)))
-        x = self.att2(F.leaky_relu(F.instance_norm(self.deconv2(x))))
+        x = self.att2(F.leaky_relu(instance_norm(self.deconv2(x))))
         return F.tanh(self.deconv3(x))
 
 
