@@ -678,7 +678,10 @@ def main() -> int:
         print(f"the model is in {args.output}")
         if trainer.args.push_to_hub:
             print(push_model(args.output, trainer.args.hub_model_id, private=trainer.args.hub_private_repo))
-    trainer.accelerator.end_training()  # else the threads of several processes may abort them as they exit
+    # While Python waits here, the threads of a gloo group let go of its last tensors: later they might wait for ever.
+    # The group is ended, as else they may abort the processes as they exit.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     return 0
 
 
