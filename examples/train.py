@@ -670,6 +670,8 @@ def main() -> int:
         return 1
 
     weights = trainer.accelerator.get_state_dict(trainer.model)
+    # While Python waits here, the threads of a gloo group let go of its last tensors; at the end they might hang.
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(args.output, state_dict=weights)
         trainer.processing_class.save_pretrained(args.output)
@@ -678,10 +680,7 @@ def main() -> int:
         print(f"the model is in {args.output}")
         if trainer.args.push_to_hub:
             print(push_model(args.output, trainer.args.hub_model_id, private=trainer.args.hub_private_repo))
-    # While Python waits here, the threads of a gloo group let go of its last tensors: later they might wait for ever.
-    # The group is ended, as else they may abort the processes as they exit.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    trainer.accelerator.end_training()  # else the threads of several processes may abort them as they exit
     return 0
 
 
