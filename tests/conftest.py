@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 # Before anything of the Hub is imported: tests reach no network unless they start a server themselves.
@@ -42,6 +43,15 @@ def parity_case():
 def parity_model():
     """A tiny checkpoint in the published format, by name."""
     return lambda name: modeling_jat.JatModelForCausalLM.from_pretrained(PARITY / name, dtype=torch.float32)
+
+
+def wait_until(condition, process):
+    """Wait for a process to have come so far; fail if it ends before, or takes more than two minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 TASKS = ["metaworld-reach", "babyai-go-to-red-ball-no-dists", "mujoco-pendulum", "atari-pong"]

@@ -39,13 +39,15 @@ def test_it_plays_starts_that_are_in_no_data(agent, task):
     assert task_figures(score)["normalized"] > 0.5
 
 
-@pytest.mark.parametrize(("task", "name"), [("freeway", "Freeway"), ("qbert", "Qbert"), ("tennis", "Tennis")])
-def test_it_names_a_game_from_a_frame(agent, task, name):
-    """How many lives are left, which the caption says too, it does not always see right."""
-    with make_env(f"atari-{task}", render_mode="rgb_array") as env:
+@pytest.mark.parametrize(
+    ("task", "caption"),
+    [("atari-freeway", "Freeway"), ("atari-breakout", "Breakout, 5 lives left"), ("atari-tennis", "Tennis")],
+)
+def test_it_names_a_game_from_a_frame(agent, task, caption):
+    with make_env(task, render_mode="rgb_array") as env:
         env.reset(seed=0)
         _, written = write(agent.model, agent.processor, {"images": env.render()}, max_new_tokens=64)
-    assert written.split(",")[0] == name
+    assert written == caption
 
 
 def test_its_card_is_of_an_evaluation_of_every_task_whose_expert_can_be_imitated():

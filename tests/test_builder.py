@@ -14,7 +14,7 @@ import PIL.Image
 import psutil
 import pyarrow.parquet
 import pytest
-from conftest import TASKS
+from conftest import TASKS, wait_until
 from datasets import Features, Image, List, Value, get_dataset_config_names, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,15 +72,6 @@ def finished_episodes(folder):
     records = [record for part in folder.glob(".parts/*/*") for _, record in read_part(part).episodes]
     records += [record for shard in folder.glob("*/*.parquet") for record in read_footer(shard)["episodes"]]
     return {(record["index"], record["seed"]) for record in records}
-
-
-def wait_for_episodes(number, folder, process):
-    """Until a process that builds in the folder has finished so many of them."""
-    deadline = time.monotonic() + 120
-    while len(finished_episodes(folder)) < number:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def has_ended(process):
@@ -182,7 +173,7 @@ class TestResume:
         """
         command = [sys.executable, "-m", "dataset_builder", "build", "--output", str(output), *options]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for_episodes(wait_for, output, process)
+        wait_until(lambda: len(finished_episodes(output)) >= wait_for, process)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -242,7 +233,7 @@ class TestResume:
             # Where the tests run in the background, it is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        wait_for_episodes(1, tmp_path, process)
+        wait_until(lambda: finished_episodes(tmp_path), process)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 130, errors

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,8 +106,7 @@ def test_a_measurement_goes_on(tmp_path):
     command = [sys.executable, "-m", "dataset_builder", "score", "--episodes", "40", "--output", str(path), "--tasks"]
     process = subprocess.Popen([*command, REACHER], stderr=subprocess.DEVNULL)
     unfinished = tmp_path / "scores.unfinished.jsonl"
-    while not unfinished.exists() or len(unfinished.read_text().splitlines()) < 10:
-        assert process.poll() is None
+    wait_until(lambda: unfinished.exists() and len(unfinished.read_text().splitlines()) >= 10, process)
     process.kill()
     process.wait()
     kept = unfinished.read_text().splitlines()

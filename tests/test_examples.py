@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import TASKS
+from conftest import TASKS, wait_until
 from hub import running_hub
 from safetensors.torch import load_file
 
@@ -67,8 +67,7 @@ def test_an_evaluation_goes_on(model_folder, tmp_path):
     process = subprocess.Popen(
         [*command, "--episodes", "400", "--output", str(log.parent)], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    while not log.exists() or len(log.read_text().splitlines()) < 10:
-        assert process.poll() is None
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 10, process)
     process.kill()
     process.wait()
     kept = log.read_text().splitlines()[:10]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
+from conftest import wait_until
 from datasets import load_dataset
 from hub import running_hub
 from PIL import Image
@@ -448,9 +449,7 @@ def test_a_killed_build_goes_on(hub, tmp_path, task):
         return [sys.executable, "-c", CHUNKS, task, str(tmp_path / folder), pace]
 
     process = subprocess.Popen(command("killed", "slowly"), env=environment)
-    while not list((tmp_path / "killed").glob("*/train-from-00000010*")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: list((tmp_path / "killed").glob("*/train-from-00000010*")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     first = next((tmp_path / "killed").glob("*/train-from-00000000*")).stat().st_ino

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import TASKS, Hardest, continuous_batch, make_config
+from conftest import TASKS, Hardest, continuous_batch, make_config, wait_until
 from datasets import Dataset
 from hub import running_hub
 from PIL import Image
@@ -56,8 +55,7 @@ def command(data, output, *options, steps=12, save_every=6):
 def run(*arguments, timeout=600, **kwargs):
     """Run Python to its end; what takes longer is aborted, and says where each of its processes stood."""
     kwargs["env"] = {**kwargs.get("env", os.environ), "PYTHONFAULTHANDLER": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, *arguments], **pipes, **kwargs) as process:
+    with start(arguments, stdout=subprocess.PIPE, **kwargs) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -248,22 +246,13 @@ def visible_files(folder):
 
 def kill_after(step, folder, arguments, **kwargs):
     with start(arguments, **kwargs) as process:
-        wait_for(folder / f"checkpoints/checkpoint-{step}/trainer_state.json", process)
+        wait_until((folder / f"checkpoints/checkpoint-{step}/trainer_state.json").exists, process)
         process.send_signal(signal.SIGKILL)
     assert not (folder / "model.safetensors").exists()
 
 
-def start(arguments, **kwargs):
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *arguments], **pipes, **kwargs)
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def start(arguments, stdout=subprocess.DEVNULL, **kwargs):
+    return subprocess.Popen([sys.executable, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(data_folder, trained, tmp_path):
@@ -309,7 +298,7 @@ def test_a_full_disk_costs_the_checkpoint_that_is_being_written_only(data_folder
     tasks = ["--tasks", "mujoco-pendulum"]
     arguments = command(data_folder, tmp_path / "jat", *tasks, steps=200, save_every=2)
     with start(arguments) as process:
-        wait_for(tmp_path / "jat/checkpoints/checkpoint-2/trainer_state.json", process)
+        wait_until((tmp_path / "jat/checkpoints/checkpoint-2/trainer_state.json").exists, process)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
