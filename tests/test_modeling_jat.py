@@ -559,8 +559,11 @@ def acting_inputs(rows, t):
 
 class TestActing:
     @pytest.mark.parametrize("feedback", ["executed", "none"])
+    @pytest.mark.parametrize("columns", [True, False])
     @torch.no_grad()
-    def test_acting_is_the_forward_pass_step_by_step(self, make_model, feedback):
+    def test_acting_is_the_forward_pass_step_by_step(self, make_model, feedback, columns, monkeypatch):
+        """Whichever product of weights and few rows is faster on this processor."""
+        monkeypatch.setattr(modeling_jat, "columns_are_faster", lambda: columns)
         model = make_model(action_feedback=feedback)
         space = spaces.Box(-0.01, 0.01, (3,))  # tight: what is executed is not what is predicted
         model.reset(space)
@@ -571,6 +574,15 @@ class TestActing:
         batch["rewards"][:, 0] = 0
         predicted = model(**batch, continuous_actions=actions[None]).pred_actions[0]
         torch.testing.assert_close(actions, predicted.clamp(-0.01, 0.01), atol=1e-6, rtol=0)
+
+    def test_an_agent_that_acts_can_be_trained(self, make_model):
+        model = make_model()
+        model.reset(spaces.Box(-1, 1, (3,)))
+        before = [model.get_next_action(acting_inputs([0], t)) for t in range(3)]
+        train(model.train(), steps=1, **continuous_batch())
+        model.eval().context.reset()
+        after = [model.get_next_action(acting_inputs([0], t)) for t in range(3)]
+        assert not np.allclose(before, after, atol=1e-6)
 
     def test_a_batch_is_so_many_single_agents(self, make_model):
         """Rows that reset on their own, past a full window, act as agents of their own."""
