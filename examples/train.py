@@ -604,6 +604,7 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
     else:
         windows = Windows(datasets, **options)
     model, processor = make_agent(args, datasets)
+    model.config.context_window = args.window
     collator = Collator(processor)
     rehearse(model, windows, collator)
     batches_in_step = training.gradient_accumulation_steps * training.world_size

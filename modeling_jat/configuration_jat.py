@@ -26,6 +26,9 @@ class JatConfig(PreTrainedConfig):
         vocab_size: number of tokens. Text, discrete observations and discrete actions share them.
         max_position_embeddings: longest sequence in tokens; a timestep has two, its observation and its action, or
             one where actions are not seen.
+        context_window: timesteps that an acting agent looks back at most unless told otherwise: those of the windows
+            that it was trained on. Where some positions were for prompts, no window's end was ever at the last ones.
+            Default, as published: all that there are positions for.
         hidden_size: width of the trunk.
         num_layers: number of blocks of the trunk.
         num_heads: attention heads of a block.
@@ -82,6 +85,7 @@ class JatConfig(PreTrainedConfig):
 
     vocab_size: int = 50257
     max_position_embeddings: int = 512
+    context_window: int | None = None
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12

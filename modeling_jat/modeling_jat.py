@@ -1358,8 +1358,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             inputs: one timestep, from `processor(observation, reward=reward)`.
             context: what the agent remembers, from `reset`; by default the one that was started last.
             deterministic: take the likeliest of discrete or discretized actions rather than sample one.
-            context_window: timesteps that the agent looks back at most; by default all that the model has positions
-                for. See [`JatContext`] for what happens beyond.
+            context_window: timesteps that the agent looks back at most; by default the configuration's, or all that
+                the model has positions for. See [`JatContext`] for what happens beyond.
             temperature: divides the logits of those actions before sampling; above 0.
 
         Returns:
@@ -1376,7 +1376,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"temperature must be above 0, got {temperature}: for the likeliest action pass deterministic"
             )
-        window = min(context.window, context_window or context.window)
+        window = min(context.window, context_window or self.config.context_window or context.window)
 
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
         begun = (context.timesteps > 0)[:, None]

@@ -621,6 +621,18 @@ class TestActing:
             expected = model(**seen, continuous_actions=torch.cat(actions[first:], dim=1)).pred_actions[0, -1]
             np.testing.assert_allclose(action, expected.clamp(-1, 1), atol=1e-6)
 
+    def test_it_looks_back_as_far_as_in_its_training(self, make_model):
+        """And further only if it is told to."""
+
+        def actions(window=None, **config):
+            model = make_model(**config)
+            model.reset(spaces.Box(-1, 1, (3,)))
+            return [model.get_next_action(acting_inputs([0], t), context_window=window) for t in range(12)]
+
+        np.testing.assert_array_equal(actions(context_window=4), actions(4))
+        np.testing.assert_array_equal(actions(12, context_window=4), actions())
+        assert not np.allclose(actions(context_window=4), actions(), atol=1e-6)
+
     def test_discrete_actions(self, make_model):
         model = make_model()
         inputs = {"discrete_observations": torch.zeros(1, 1, 212, dtype=torch.long), "rewards": torch.zeros(1, 1)}

@@ -96,6 +96,7 @@ def trained(data_folder, tmp_path_factory):
 def test_a_model_is_made_as_configured(trained):
     model, processor = AutoModel.from_pretrained(trained), AutoProcessor.from_pretrained(trained)
     assert model.config.discrete_embedding_size == model.multi_discrete_encoder[1].out_features == 8
+    assert model.config.context_window == 16
     images = processor(images=[Image.new("RGB", (200, 100))], return_tensors="pt")["pixel_values"]
     assert model.vit_encoder(images).shape == (1, processor.image_seq_length, 64)
 
