@@ -19,12 +19,13 @@
 #   Meta-World, 40,000 timesteps of each MuJoCo task.
 # - 1,800 steps of two processes on two cores with lessons from there; the mean of the weights before and after them;
 #   1,800 more from 1.2e-3 down to 0. Some 100 core-minutes.
+# - 3,400 steps on two cores with more data of BabyAI and plans in Meta-World, from 1.2e-3 down to 0. Again some 100.
 #
-# The data were fewer than below: on the two cores 1,000 episodes of each BabyAI task, 60 of each of Meta-World,
-# 30,000 timesteps of each MuJoCo task and 5,000 of each game, 4,000 texts. The lessons came in three rounds: in all
-# 72,000 to 82,000 timesteps of the bodies that have 50,000 below, 42,000 of ant and doublependulum, 10,000 of hopper
-# and pendulum, 2,500 of each of Meta-World's tasks below, and up to 140 episodes of 18 BabyAI tasks. In one go, as
-# below, it was not run yet.
+# The data were fewer than below: on the two cores 1,000 episodes of each BabyAI task, in the end 2,000 to 2,200 of 18
+# of them and 4,000 of move-two-across, 30,000 timesteps of each MuJoCo task and 5,000 of each game, 4,000 texts. The
+# lessons came in four rounds: in all 72,000 to 82,000 timesteps of the bodies that have 50,000 below, 42,000 of ant and
+# doublependulum, 10,000 of hopper and pendulum, 2,500 of each of Meta-World's tasks below, and up to 240 episodes of 18
+# BabyAI tasks. In one go, as below, it was not run yet.
 #
 # What was tried; errors are mean squares of Meta-World's actions:
 #
@@ -103,14 +104,28 @@
 # - The mean of the weights before and after 1,800 such steps is better than either; losses in 60 batches, lessons
 #   included, before, after, and of the mean: BabyAI 0.167, 0.182, 0.161; MuJoCo 0.124, 0.112, 0.089; Atari 1.17, 1.18,
 #   1.14; Meta-World 1.50, 1.85, 1.42. Hence a lower learning rate from there on.
-# - The weights of the package: Meta-World success 0.98, returns the script's or better on 34 tasks, within two standard
-#   errors on 49; BabyAI 0.86 (IQM of the tasks 0.94, of the episodes 0.99), MuJoCo 0.96 (0.90 and 0.94), or 0.80 if
-#   none counts for more than 1 (0.75 before), 20 episodes of each task; 16 of 20 games above random, eight at the human
-#   score; 0.50 of 400 captions exact, 0.58 of the next tokens of missions. Before and now, after larger batches and
-#   more lessons, which were not tried one without the other: success in hammer 0.40 and 1.00, in peg-unplug-side 0.65
-#   and 0.80; standup 0.28 and 0.51, walker 0.67 and 0.81, halfcheetah 0.52 and 0.64; boss levels 0.36 and 0.41, now
-#   0.48 and 0.56; pendulum 0.85 and 2.12, as it stands for all of the 1,000 timesteps now. The humanoid still falls,
-#   0.05.
+# - The fourth weights of the package: Meta-World success 0.98, returns the script's or better on 34 tasks, within two
+#   standard errors on 49; BabyAI 0.86 (IQM of the tasks 0.94, of the episodes 0.99), MuJoCo 0.96 (0.90 and 0.94), or
+#   0.80 if none counts for more than 1 (0.75 before), 20 episodes of each task; 16 of 20 games above random, eight at
+#   the human score; 0.50 of 400 captions exact, 0.58 of the next tokens of missions. Before and now, after larger
+#   batches and more lessons, which were not tried one without the other: success in hammer 0.40 and 1.00, in
+#   peg-unplug-side 0.65 and 0.80; standup 0.28 and 0.51, walker 0.67 and 0.81, halfcheetah 0.52 and 0.64; boss levels
+#   0.36 and 0.41, now 0.48 and 0.56; pendulum 0.85 and 2.12, as it stands for all of the 1,000 timesteps now. The
+#   humanoid still falls, 0.05.
+# - More data of BabyAI: with the fourth weights the losses in training and in test episodes are 0.29 and 0.46 in
+#   move-two-across, 0.09 and 0.13 in put-next-local, 0.11 and 0.16 in synth. With two to four times the episodes (and
+#   3,400 steps): 0.31 and 0.38, 0.09 and 0.12, 0.11 and 0.15.
+# - Where the scripts are slow by design, plans (mpc) can be imitated, though they are partly chance. From the fourth
+#   weights, 300 steps on 24 episodes of 120 timesteps of three tasks: returns of 636, 390 and 731 in handle-press,
+#   window-open and plate-slide-back instead of 284, 138 and 364, 20 episodes each. Success is less sure: see below.
+# - An agent that is told its task has 96 positions, and windows of 64 and a prompt never reach the last ones. Acting
+#   looks back over 64 since (context_window). It makes no difference: BabyAI 0.874 and 0.875, MuJoCo 1.01 and 1.00.
+# - The likeliest actions of BabyAI's 13 weakest tasks instead of sampled ones: 0.61 and 0.64, 20 episodes each.
+# - The weights of the package: Meta-World success 0.965 (pick-out-of-hole, 0.65, and button-press, 0.70, suffer from
+#   the plans: both were 1), returns the script's or better on 37 tasks, within two standard errors on 49; BabyAI 0.874
+#   (IQM of the tasks 0.955, of the episodes 0.99), MuJoCo 1.01 (0.98 and 0.98), or 0.81 if none counts for more than 1,
+#   20 episodes of each task; 18 of 20 games above random, eight at the human score; 0.515 of 400 captions exact, 0.58
+#   of the next tokens of missions. Weakest are the humanoid, 0.04, and move-two-across, 0.17.
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}"
 : "${GROUNDING:=2000}" "${FIRST:=4000}" "${STEPS:=12000}" "${DECAY:=3000}" "${PROCESSES:=1}"
@@ -121,13 +136,26 @@ build() {
         --num-workers "$WORKERS" "$@"
 }
 
-networks() { "$PYTHON" -m dataset_builder list --tasks atari | awk '$3 == "network" {print $1}'; }
+list() { "$PYTHON" -m dataset_builder list --tasks "$1"; }
+
+networks() { list atari | awk '$3 == "network" {print $1}'; }
+
+# Scripts earn little in these, plans much.
+PLANNED="metaworld-button-press metaworld-button-press-topdown metaworld-door-close metaworld-handle-press
+metaworld-handle-pull-side metaworld-pick-out-of-hole metaworld-plate-slide-back metaworld-window-open"
+
+# shellcheck disable=SC2086
+scripted() { list metaworld | awk '{print $1}' | grep -vxF "$(printf '%s\n' $PLANNED)"; }
 
 data() {
     # About every second episode of continuous actions is executed with noise, which the stored actions correct.
-    build --tasks metaworld --expert tuned --episodes 60 --max-episode-steps 200 --action-noise 0.3
+    # shellcheck disable=SC2046
+    build --tasks $(scripted) --expert tuned --episodes 60 --max-episode-steps 200 --action-noise 0.3
+    # shellcheck disable=SC2086
+    build --tasks $PLANNED --expert mpc --episodes 24 --max-episode-steps 120 --action-noise 0.3
     build --tasks mujoco --steps 40000 --action-noise 0.1
     build --tasks babyai --episodes 2000
+    build --tasks babyai-move-two-across-s8n9 --episodes 4000
     # shellcheck disable=SC2046
     build --tasks $(networks) --steps 10000 --max-episode-steps 4000
     build --tasks frame-captions missions --episodes 6000
@@ -140,8 +168,8 @@ lessons() {
     lesson --tasks mujoco-halfcheetah mujoco-humanoid mujoco-standup mujoco-walker --steps 50000 --max-episode-steps 600
     # shellcheck disable=SC2046
     lesson --tasks $(printf 'metaworld-%s ' hammer basketball stick-pull box-close peg-unplug-side peg-insert-side \
-        disassemble plate-slide-back sweep plate-slide-back-side window-open bin-picking pick-out-of-hole door-close \
-        button-press push soccer) --expert tuned --steps 2500 --max-episode-steps 150
+        disassemble sweep plate-slide-back-side bin-picking push soccer) --expert tuned --steps 2500 \
+        --max-episode-steps 150
     # shellcheck disable=SC2046
     lesson --tasks $(printf 'babyai-%s ' move-two-across-s8n9 boss-level boss-level-no-unlock mini-boss-level unlock \
         unlock-to-unlock go-to-imp-unlock open-two-doors open-doors-order-n4 synth synth-loc synth-seq key-corridor \
@@ -173,11 +201,12 @@ training() {
         --lr_scheduler_kwargs "{\"num_decay_steps\": $DECAY}" --task-weights $WEIGHTS "$@"
 }
 
-WEIGHTS="babyai=1.5 babyai-[bmpsu]*=3 babyai-go-to=3 babyai-go-to-seq=3 babyai-go-to-local=3 babyai-pickup-loc=4
-babyai-put-next-local=4 babyai-open-doors-order-n4=3 babyai-open-two-doors=4 babyai-key-corridor=4
-babyai-go-to-imp-unlock=5 babyai-move-two-across-s8n9=6 mujoco=5 mujoco-hopper=7 mujoco-ant=10
-mujoco-doublependulum=12 mujoco-halfcheetah=16 mujoco-standup=16 mujoco-walker=16 mujoco-humanoid=20 metaworld=1.2
-atari=0.4 frame-captions=10 missions=2"
+# shellcheck disable=SC2086
+WEIGHTS="babyai=1.5 babyai-[bmpsu]*=4 babyai-go-to=4 babyai-go-to-seq=5 babyai-go-to-local=3 babyai-pickup-loc=4
+babyai-put-next-local=4 babyai-open-doors-order-n4=3 babyai-open-two-doors=3 babyai-key-corridor=5
+babyai-go-to-imp-unlock=6 babyai-move-two-across-s8n9=10 mujoco=5 mujoco-hopper=7 mujoco-ant=8
+mujoco-doublependulum=10 mujoco-halfcheetah=14 mujoco-standup=12 mujoco-walker=14 mujoco-humanoid=8 metaworld=1.2
+$(printf '%s=3 ' $PLANNED) atari=0.4 frame-captions=8 missions=1.5"
 
 train() {
     # shellcheck disable=SC2086
