@@ -410,12 +410,13 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
         ValueError: if `--config` does not fit.
     """
     if args.init_from:
-        model = AutoModel.from_pretrained(args.init_from, dtype=torch.float32)
+        model = AutoModel.from_pretrained(args.init_from, dtype=torch.float32, context_window=args.window)
         return model, AutoProcessor.from_pretrained(args.init_from)
     sizes = {
         "hidden_size": args.hidden_size,
         "num_layers": args.num_layers,
         "num_heads": args.num_heads,
+        "context_window": args.window,
         "max_position_embeddings": args.window,  # timesteps; the configuration decides how many tokens they take
     }
     try:
@@ -604,7 +605,6 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
     else:
         windows = Windows(datasets, **options)
     model, processor = make_agent(args, datasets)
-    model.config.context_window = args.window
     collator = Collator(processor)
     rehearse(model, windows, collator)
     batches_in_step = training.gradient_accumulation_steps * training.world_size

@@ -140,6 +140,8 @@ class JatConfig(PreTrainedConfig):
         faults = []
         if self.hidden_size % self.num_heads:
             faults.append(f"hidden_size ({self.hidden_size}) must be divisible by num_heads ({self.num_heads})")
+        if self.context_window is not None and self.context_window < 1:
+            faults.append(f"context_window must be at least 1 timestep, got {self.context_window}")
         if self.discrete_embedding_size < 1:
             faults.append(
                 f"discrete_embedding_size must be at least 1, got {self.discrete_embedding_size} "

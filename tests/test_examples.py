@@ -153,6 +153,7 @@ def test_an_agent_learns_from_where_it_gets_itself(data_folder, model_folder, tm
     output = run("examples/train.py", "--data", data_folder, lessons, "--window", "16", *options)
     episodes = re.search(rf"{tasks[0]}: (\d+) episodes", output)
     assert int(episodes[1]) == 14
+    assert json.loads((model / "config.json").read_text())["context_window"] == 16
 
 
 def test_captions_are_learnt_and_evaluated(tmp_path):

@@ -194,6 +194,7 @@ class TestConfig:
             ({"attention_types": [[["global"], 3]]}, "describe 3 layers, expected num_layers = 2"),
             ({"attention_types": [[["global", "near"], 1]]}, "'global' and 'local' only"),
             ({"patch_size": 15}, "divisible by patch_size"),
+            ({"context_window": 0}, "context_window must be at least 1 timestep, got 0"),
             ({"action_feedback": "all"}, "'executed' or 'predicted' or 'none'"),
             ({"continuous_action_head": "bins"}, "'regression' or 'discretized'"),
         ],
