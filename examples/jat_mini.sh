@@ -144,17 +144,19 @@ networks() { list atari | awk '$3 == "network" {print $1}'; }
 PLANNED="metaworld-button-press metaworld-button-press-topdown metaworld-door-close metaworld-handle-press
 metaworld-handle-pull-side metaworld-pick-out-of-hole metaworld-plate-slide-back metaworld-window-open"
 
+# The tasks of a domain but some.
 # shellcheck disable=SC2086
-scripted() { list metaworld | awk '{print $1}' | grep -vxF "$(printf '%s\n' $PLANNED)"; }
+others() { list "$1" | awk '{print $1}' | grep -vxF "$(printf '%s\n' $2)"; }
 
 data() {
     # About every second episode of continuous actions is executed with noise, which the stored actions correct.
     # shellcheck disable=SC2046
-    build --tasks $(scripted) --expert tuned --episodes 60 --max-episode-steps 200 --action-noise 0.3
+    build --tasks $(others metaworld "$PLANNED") --expert tuned --episodes 60 --max-episode-steps 200 --action-noise 0.3
     # shellcheck disable=SC2086
     build --tasks $PLANNED --expert mpc --episodes 24 --max-episode-steps 120 --action-noise 0.3
     build --tasks mujoco --steps 40000 --action-noise 0.1
-    build --tasks babyai --episodes 2000
+    # shellcheck disable=SC2046
+    build --tasks $(others babyai babyai-move-two-across-s8n9) --episodes 2000
     build --tasks babyai-move-two-across-s8n9 --episodes 4000
     # shellcheck disable=SC2046
     build --tasks $(networks) --steps 10000 --max-episode-steps 4000
