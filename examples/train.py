@@ -411,7 +411,12 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
     """
     if args.init_from:
         model = AutoModel.from_pretrained(args.init_from, dtype=torch.float32, context_window=args.window)
-        return model, AutoProcessor.from_pretrained(args.init_from)
+        processor = AutoProcessor.from_pretrained(args.init_from)
+        positions = needed_positions(args, model.config)
+        if positions > model.config.max_position_embeddings:
+            model.resize_position_embeddings(positions)
+            processor.tokenizer.model_max_length = positions
+        return model, processor
     sizes = {
         "hidden_size": args.hidden_size,
         "num_layers": args.num_layers,
@@ -423,8 +428,7 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
         config = JatConfig(**sizes, **parse_config(args.config))
     except (TypeError, StrictDataclassError) as error:
         raise ValueError(f"--config: {error}") from error
-    config.max_position_embeddings *= config.tokens_per_timestep
-    config.max_position_embeddings += PROMPT_TOKENS if args.prompt_fraction else 0
+    config.max_position_embeddings = needed_positions(args, config)
     processor = JatProcessor.from_texts(
         vocabulary_texts(datasets),
         args.vocab_size,
@@ -442,6 +446,11 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, token, getattr(tokenizer, token))
     return JatModelForCausalLM(config), processor
+
+
+def needed_positions(args: argparse.Namespace, config: JatConfig) -> int:
+    """Tokens of a window and an instruction before it."""
+    return args.window * config.tokens_per_timestep + (PROMPT_TOKENS if args.prompt_fraction else 0)
 
 
 def parse_config(pairs: list[str]) -> dict[str, Any]:

@@ -254,6 +254,17 @@ class JatTrunk(JatPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.wte = value
 
+    def get_position_embeddings(self) -> nn.Embedding:
+        return self.wpe
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Add positions at the end, which begin as the mean of those there are, or take the last ones away."""
+        table = self.wpe.weight.detach()
+        more = new_num_position_embeddings - len(table)
+        table = torch.cat([table[:new_num_position_embeddings], table.mean(dim=0).expand(max(more, 0), -1)])
+        self.wpe = nn.Embedding.from_pretrained(table, freeze=not self.wpe.weight.requires_grad)
+        self.config.max_position_embeddings = new_num_position_embeddings
+
     @capture_outputs
     def forward(
         self,
@@ -861,6 +872,13 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.transformer.wte = value
+
+    def get_position_embeddings(self) -> nn.Embedding:
+        return self.transformer.get_position_embeddings()
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """See [`JatTrunk.resize_position_embeddings`]. A context that is acting does not see the new ones."""
+        self.transformer.resize_position_embeddings(new_num_position_embeddings)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.single_discrete_decoder

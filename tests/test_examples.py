@@ -13,6 +13,7 @@ import pytest
 from conftest import TASKS, wait_until
 from hub import running_hub
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoProcessor
 
 from dataset_builder.cards import write_model_card
 from dataset_builder.report import read_evaluation, task_figures
@@ -150,10 +151,15 @@ def test_an_agent_learns_from_where_it_gets_itself(data_folder, model_folder, tm
     recipe = json.loads((lessons / tasks[0] / "manifest.json").read_text())["recipe"]
     assert recipe["student"]["policy"] == "jat"
     options = ["--init-from", model_folder, "--tasks", *tasks, "--batch-size", "2", "--steps", "2", "--output", model]
-    output = run("examples/train.py", "--data", data_folder, lessons, "--window", "16", *options)
+    positions = AutoConfig.from_pretrained(model_folder).max_position_embeddings
+    window = positions + 8  # longer than the model has seen
+    output = run("examples/train.py", "--data", data_folder, lessons, "--window", window, *options)
     episodes = re.search(rf"{tasks[0]}: (\d+) episodes", output)
     assert int(episodes[1]) == 14
-    assert json.loads((model / "config.json").read_text())["context_window"] == 16
+    config = AutoConfig.from_pretrained(model)
+    assert config.context_window == window
+    assert config.max_position_embeddings >= window * config.tokens_per_timestep
+    assert AutoProcessor.from_pretrained(model).tokenizer.model_max_length == config.max_position_embeddings
 
 
 def test_captions_are_learnt_and_evaluated(tmp_path):

@@ -317,6 +317,22 @@ class TestTraining:
         with pytest.raises(ValueError, match="310 tokens"):
             model(input_ids=torch.tensor([[310]]))
 
+    def test_more_positions(self, make_model, tmp_path):
+        model = make_model()
+        before = model.config.max_position_embeddings
+        tokens = torch.arange(before + 4)[None] % 50
+        logits = model(input_ids=tokens[:, :before]).logits
+        model.resize_position_embeddings(before + 4)
+        assert model.config.max_position_embeddings == model.get_position_embeddings().num_embeddings == before + 4
+        torch.testing.assert_close(model(input_ids=tokens).logits[:, :before], logits)
+        model.save_pretrained(tmp_path)
+        reloaded = JatModelForCausalLM.from_pretrained(tmp_path)
+        torch.testing.assert_close(reloaded(input_ids=tokens).logits[:, :before], logits)
+        model.resize_position_embeddings(4)
+        torch.testing.assert_close(model(input_ids=tokens[:, :4]).logits, logits[:, :4])
+        with pytest.raises(ValueError, match="4 positions"):
+            model(input_ids=tokens[:, :5])
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_lora(self, make_model, tmp_path, kind):
         """Adapters of the trunk learn a kind of task alone, are saved alone and are merged."""
