@@ -7,7 +7,8 @@
 #     STEPS=10000 sh examples/jat_mini.sh training --learning-rate 5e-4
 #     OPTIONS="--batch-size 128 --gradient-accumulation 2 --dataloader_num_workers 12" sh examples/jat_mini.sh  # a GPU
 #
-# Interrupted, it goes on where it was. By what its parts took, the data take two hours on 2 cores, the lessons one.
+# Interrupted, it goes on where it was. By what their parts took, the data take an hour and a half on 2 cores, the
+# lessons one.
 #
 # The weights of the package came about in pieces:
 #
@@ -154,7 +155,7 @@ list() { "$PYTHON" -m dataset_builder list --tasks "$1"; }
 
 networks() { list atari | awk '$3 == "network" {print $1}'; }
 
-# In these, plans earn far more than the scripts.
+# Their data are plans instead of what a script does.
 PLANNED="metaworld-button-press metaworld-button-press-topdown metaworld-door-close metaworld-handle-press
 metaworld-handle-pull-side metaworld-pick-out-of-hole metaworld-plate-slide-back metaworld-push metaworld-sweep-into
 metaworld-window-open"
