@@ -1,18 +1,19 @@
 """Text subsets of your own, made from the environments: what frames show, and missions.
 
-    python -m dataset_builder build --register examples/captions.py --tasks frame-captions missions \\
+    python -m dataset_builder build --register examples/captions.py --tasks game-captions view-captions missions \\
         --episodes 20000 --output data
     python examples/train.py --register examples/captions.py --data data --output jat --config image_size=112
 
-frame-captions: frames of Atari games with the game's name and the lives left, "Breakout, 5 lives left", and views of
-BabyAI levels with what is where, nearest first, "a red ball 2 ahead 1 left, an open blue door 4 ahead". A view is 7x7
-cells of 16x16 pixels: in a model of image_size 112 each cell is a patch.
+game-captions: frames of Atari games with the game's name and the lives left, "Breakout, 5 lives left".
+
+view-captions: views of BabyAI levels with what is where, nearest first, "a red ball 2 ahead 1 left, an open blue door 4
+ahead". A view is 7x7 cells of 16x16 pixels: in a model of image_size 112 each cell is a patch.
 
 missions: those of BabyAI, "put the green ball next to the red box, then open a grey door".
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -32,9 +33,14 @@ LONGEST_WALK = {"atari": 200, "babyai": 20}  # timesteps before a frame
 MOST_OBJECTS = 4  # in a caption
 
 
-def frame_captions() -> IterableDataset:
+def game_captions() -> IterableDataset:
     """Rows of `image`, a PNG file, and `text`."""
-    return IterableDataset.from_generator(_frames, gen_kwargs={"parts": list(range(PARTS))})
+    return _frames("atari", _game_frame)
+
+
+def view_captions() -> IterableDataset:
+    """Rows of `image`, a PNG file, and `text`."""
+    return _frames("babyai", _view_frame)
 
 
 def missions() -> IterableDataset:
@@ -42,18 +48,22 @@ def missions() -> IterableDataset:
     return IterableDataset.from_generator(_missions, gen_kwargs={"parts": list(range(PARTS))})
 
 
-def _frames(parts: list[int]) -> Iterator[dict[str, Any]]:
-    domains = select_tasks("atari"), select_tasks("babyai")
-    for part in parts:
-        tasks = domains[part % 2]
-        task = tasks[part // 2 % len(tasks)]
-        with make_env(task, render_mode="rgb_array") as env:
-            for number in range(ROWS_PER_PART):
-                info = _wander(env, episode_seed(task.name, part * ROWS_PER_PART + number, SEED, purpose="captions"))
-                frame, caption = _atari_frame(env, info) if task.domain == "atari" else _babyai_frame(env)
-                file = io.BytesIO()
-                Image.fromarray(frame).save(file, "PNG")
-                yield {"image": {"bytes": file.getvalue(), "path": None}, "text": caption}
+def _frames(
+    domain: str, describe: Callable[[gymnasium.Env, dict[str, Any]], tuple[np.ndarray, str]]
+) -> IterableDataset:
+    def rows(parts: list[int]) -> Iterator[dict[str, Any]]:
+        tasks = select_tasks(domain)
+        for part in parts:
+            task = tasks[part % len(tasks)]
+            with make_env(task, render_mode="rgb_array") as env:
+                for number in range(ROWS_PER_PART):
+                    seed = episode_seed(task.name, part * ROWS_PER_PART + number, SEED, purpose="captions")
+                    frame, caption = describe(env, _wander(env, seed))
+                    file = io.BytesIO()
+                    Image.fromarray(frame).save(file, "PNG")
+                    yield {"image": {"bytes": file.getvalue(), "path": None}, "text": caption}
+
+    return IterableDataset.from_generator(rows, gen_kwargs={"parts": list(range(PARTS))})
 
 
 def _wander(env: gymnasium.Env, seed: int) -> dict[str, Any]:
@@ -67,13 +77,13 @@ def _wander(env: gymnasium.Env, seed: int) -> dict[str, Any]:
     return info
 
 
-def _atari_frame(env: gymnasium.Env, info: dict[str, Any]) -> tuple[np.ndarray, str]:
+def _game_frame(env: gymnasium.Env, info: dict[str, Any]) -> tuple[np.ndarray, str]:
     game = env.task.instruction.removeprefix("play ")
     lives = {0: "", 1: ", 1 life left"}.get(info["lives"], f", {info['lives']} lives left")
     return env.render(), game + lives
 
 
-def _babyai_frame(env: gymnasium.Env) -> tuple[np.ndarray, str]:
+def _view_frame(env: gymnasium.Env, info: dict[str, Any]) -> tuple[np.ndarray, str]:
     """What the agent sees: it stands in the middle of the lowest row and looks up."""
     level = env.unwrapped
     frame = level.get_pov_render(TILE_SIZE)
@@ -118,5 +128,6 @@ def _missions(parts: list[int]) -> Iterator[dict[str, Any]]:
                 yield {"text": env.reset(seed=seed)[0]["text_observation"]}
 
 
-register_text("frame-captions", Source(frame_captions, itemgetter("text"), image="image"))
+register_text("game-captions", Source(game_captions, itemgetter("text"), image="image"))
+register_text("view-captions", Source(view_captions, itemgetter("text"), image="image"))
 register_text("missions", Source(missions, itemgetter("text")))

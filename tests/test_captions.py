@@ -29,24 +29,24 @@ def captions():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("captions")
-    build(["frame-captions", "missions"], folder, episodes=40, progress=False)
+    build(["game-captions", "view-captions", "missions"], folder, episodes=40, progress=False)
     return folder
 
 
 def test_captions_say_what_frames_show(folder):
-    rows = load_dataset(str(folder), "frame-captions", split="train")
-    games = [row for row in rows if row["images"].size == (160, 210)]
-    views = [row for row in rows if row["images"].size == (112, 112)]
-    assert len(games) + len(views) == len(rows) == 36
-    assert {re.sub(", [0-9]+ li(fe|ves) left", "", row["text"]) for row in games} == {"Alien", "Amidar", "Assault"}
-    assert len(views) > 10
+    games, views = (load_dataset(str(folder), name, split="train") for name in ("game-captions", "view-captions"))
+    assert len(games) == len(views) == 36
+    assert {row["images"].size for row in games} == {(160, 210)}
+    assert {row["images"].size for row in views} == {(112, 112)}
+    names = {re.sub(", [0-9]+ li(fe|ves) left", "", row["text"]) for row in games}
+    assert names == {"Alien", "Amidar", "Assault", "Asterix", "Asteroids"}
     assert all(re.fullmatch(rf"nothing|{THING}(, {THING})*", row["text"]) for row in views)
 
 
 def test_a_caption_names_the_nearest_things_first(captions):
     with make_env("babyai-go-to-local", render_mode="rgb_array") as env:
-        observation, _ = env.reset(seed=3)
-        _, caption = captions._babyai_frame(env)
+        observation, info = env.reset(seed=3)
+        _, caption = captions._view_frame(env, info)
     cells = observation["discrete_observation"][1:].reshape(7, 7, 3)
     kinds = {4: "door", 5: "key", 6: "ball", 7: "box"}
     seen = {(6 - y, x - 3): kinds[kind] for x in range(7) for y in range(7) if (kind := cells[x, y, 0]) in kinds}
@@ -77,8 +77,8 @@ def test_a_longer_subset_begins_like_a_shorter_one(folder, tmp_path):
 
 def test_it_verifies_like_the_others(folder, capsys):
     assert main(["verify", str(folder)]) == 0
-    assert "2 tasks verified: 0 faults" in capsys.readouterr().out
-    assert "| frame-captions | `captions` | 40 |" in (folder / "README.md").read_text()
+    assert "3 tasks verified: 0 faults" in capsys.readouterr().out
+    assert "| view-captions | `captions` | 40 |" in (folder / "README.md").read_text()
 
 
 def test_what_is_written_ends_where_the_positions_do(make_model):

@@ -164,7 +164,7 @@ def test_an_agent_learns_from_where_it_gets_itself(data_folder, model_folder, tm
 
 def test_captions_are_learnt_and_evaluated(tmp_path):
     own, data, model = ["--register", "examples/captions.py"], tmp_path / "data", tmp_path / "jat"
-    subsets = ["--tasks", "frame-captions", "missions"]
+    subsets = ["--tasks", "view-captions", "missions"]
     run("-m", "dataset_builder", "build", *own, *subsets, "--episodes", "40", "--output", data)
     sizes = [*SIZES[:6], "--window", "64", "--config", "image_size=112", "--batch-size", "4"]
     run(ROOT / "examples/train.py", *own, "--data", data, *sizes, "--steps", "120", "--output", model)
@@ -175,10 +175,10 @@ def test_captions_are_learnt_and_evaluated(tmp_path):
         assert found[name]["next_token_accuracy"] > 0.2
         assert found[name]["perplexity"] < 100
         assert all(len(sample["written"]) < 200 for sample in found[name]["samples"])
-    assert "written_exactly" in found["frame-captions"]
+    assert "written_exactly" in found["view-captions"]
     assert found["missions"]["samples"][0]["given"]
     card = write_model_card(model).read_text()
-    assert f"| frame-captions |    4 | {found['frame-captions']['perplexity']:>10.2f} |" in card
+    assert f"| view-captions |    4 | {found['view-captions']['perplexity']:>10.2f} |" in card
     assert found["missions"]["samples"][0]["expected"] in card
 
 
