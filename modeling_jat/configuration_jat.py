@@ -12,6 +12,7 @@ PUBLISHED_BEHAVIOUR = {
     "image_rewards": False,
     "action_feedback": "predicted",
     "first_token_loss": False,
+    "normed_embeddings": False,
 }
 
 
@@ -56,9 +57,14 @@ class JatConfig(PreTrainedConfig):
             in a cell as in MiniGrid (Misra et al. 2018, arXiv 1809.00786), so that the model sees where what the
             mission names is; published: 0.
         observation_channels: channels of an image observation (Atari: 4 stacked frames of 84x84).
+        image_encoder_width: channels of the first of its encoder's three convolutions; the next ones have twice and
+            four times as many. Published: 32; with 16 a frame takes a third of the products.
         image_size: side of the square images that go with text, in pixels.
         patch_size: side of their square patches; each becomes a token.
         num_channels: channels of those images.
+        normed_embeddings: whether what the encoders make of observations, continuous actions and patches is layer
+            normed. If it is not, as published, it grows in training to hundreds of times the size of the positions,
+            which then can hardly be seen beside it, and of what the first blocks add to it.
         observation_loss_coef: weight of the observation loss. With 0 the model does not predict observations: it has
             no decoder of images, and learns from them in half of the time.
         action_loss_coef: weight of the action loss.
@@ -106,9 +112,11 @@ class JatConfig(PreTrainedConfig):
     mission_length: int = 64
     mission_filters: int = 0
     observation_channels: int = 4
+    image_encoder_width: int = 32
     image_size: int = 224
     patch_size: int = 16
     num_channels: int = 3
+    normed_embeddings: bool = True
     observation_loss_coef: float | int = 0.005
     action_loss_coef: float | int = 0.995
     discrete_loss_weighting: str = "per_timestep"
@@ -159,6 +167,8 @@ class JatConfig(PreTrainedConfig):
             )
         if unknown := set(self.attention_layers) - {"global", "local"}:
             faults.append(f"attention_types must hold 'global' and 'local' only, got {sorted(unknown)}")
+        if self.image_encoder_width < 8:
+            faults.append(f"image_encoder_width must be at least 8, got {self.image_encoder_width}")
         if self.image_size % self.patch_size:
             faults.append(f"image_size ({self.image_size}) must be divisible by patch_size ({self.patch_size})")
         for field, choices in (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
@@ -222,6 +223,19 @@ class JatBlock(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.ln_2(hidden_states)))
 
 
+class EmbeddingNorm(nn.LayerNorm):
+    """Of what the encoders make, before positions are added to it.
+
+    Begins at half of the usual size: from larger embeddings what depends on positions is learnt late, from smaller ones
+    what depends on the observations themselves.
+    """
+
+    START = 0.5
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__(config.hidden_size, eps=config.layer_norm_epsilon)
+
+
 class JatPreTrainedModel(PreTrainedModel):
     config: JatConfig
     config_class = JatConfig
@@ -233,6 +247,11 @@ class JatPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": JatBlock, "attentions": JatAttention}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EmbeddingNorm):
+            init.constant_(module.weight, EmbeddingNorm.START)
 
 
 class JatTrunk(JatPreTrainedModel):
@@ -369,13 +388,14 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(config.observation_channels, 32, kernel_size=3, stride=2, padding=1)  # 42 x 42
-        self.att1 = ChannelAttention(32)
-        self.conv2 = nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1)  # 21 x 21
-        self.att2 = ChannelAttention(64)
-        self.conv3 = nn.Conv2d(64, 128, kernel_size=3, stride=2, padding=1)  # 11 x 11
-        self.att3 = ChannelAttention(128)
-        self.fc = nn.Linear(128 * 11 * 11, config.hidden_size)
+        width = config.image_encoder_width
+        self.conv1 = nn.Conv2d(config.observation_channels, width, kernel_size=3, stride=2, padding=1)  # 42 x 42
+        self.att1 = ChannelAttention(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, kernel_size=3, stride=2, padding=1)  # 21 x 21
+        self.att2 = ChannelAttention(2 * width)
+        self.conv3 = nn.Conv2d(2 * width, 4 * width, kernel_size=3, stride=2, padding=1)  # 11 x 11
+        self.att3 = ChannelAttention(4 * width)
+        self.fc = nn.Linear(4 * width * 11 * 11, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.att1(F.leaky_relu(instance_norm(self.conv1(x))))
@@ -858,6 +878,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         self.image_encoder = PerTimestep(ImageEncoder(config))
         if config.image_rewards:
             self.image_reward_encoder = nn.Linear(1, hidden_size, bias=False)
+        self.embedding_norm = EmbeddingNorm(config) if config.normed_embeddings else nn.Identity()
         self.single_discrete_decoder = nn.Linear(hidden_size, config.vocab_size, bias=False)
         self.continuous_decoder = nn.Linear(hidden_size, config.max_continuous_size)
         if config.continuous_action_head == "discretized":
@@ -924,12 +945,14 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         if rewards is None:
             raise ValueError(f"rewards of shape {tuple(observations.shape[:2])} are required beside {kind}")
         if kind == "continuous_observations":
-            return self.continuous_encoder(_with_rewards(observations, rewards))
+            return self.embedding_norm(self.continuous_encoder(_with_rewards(observations, rewards)))
         rewards = rewards[..., None].to(self.dtype)
         if kind == "discrete_observations":
-            return torch.cat([self._embed_discrete_observations(observations), rewards], dim=-1)
+            return self.embedding_norm(torch.cat([self._embed_discrete_observations(observations), rewards], dim=-1))
         embeddings = self.image_encoder(self._rescale(observations))
-        return embeddings + self.image_reward_encoder(rewards) if self.config.image_rewards else embeddings
+        if self.config.image_rewards:
+            embeddings = embeddings + self.image_reward_encoder(rewards)
+        return self.embedding_norm(embeddings)
 
     def _embed_discrete_observations(self, observations: Tensor) -> Tensor:
         if observations.shape[-1] != self.config.max_discrete_value:
@@ -983,7 +1006,11 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         kind = _given(_ACTION_KINDS, inputs)
         if kind == "discrete_actions":
             return self.embed_tokens(kind, inputs[kind])
-        return self.continuous_encoder(inputs[kind].float())
+        return self.embedding_norm(self.continuous_encoder(inputs[kind].float()))
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """Embed the patches of images that go with text, (B, patches, hidden_size)."""
+        return self.embedding_norm(self.vit_encoder(pixel_values.to(self.device, self.dtype)))
 
     def _rescale(self, images: Tensor) -> Tensor:
         """Images as floats in -1..1; those of type uint8 are pixels."""
@@ -1063,7 +1090,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             if inputs_embeds is None and input_ids is not None:
                 inputs_embeds = self.embed_tokens("input_ids", input_ids)
             if pixel_values is not None:
-                patches = self.vit_encoder(pixel_values.to(self.dtype))
+                patches = self.embed_images(pixel_values)
                 inputs_embeds = patches if inputs_embeds is None else torch.cat([patches, inputs_embeds], dim=1)
             labels = input_ids if labels is None else labels
             return self._forward_text(
@@ -1289,7 +1316,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             if attention_mask is not None:
                 attention_mask = F.pad(attention_mask, (patches, 0), value=1)
             if cache is None or cache.get_seq_length() == 0:
-                image = self.vit_encoder(pixel_values.to(self.device, self.dtype))
+                image = self.embed_images(pixel_values)
                 inputs_embeds = torch.cat([image, self.embed_tokens("input_ids", input_ids)], dim=1)
                 positions = torch.arange(patches, device=position_ids.device).expand(len(position_ids), -1)
                 position_ids = torch.cat([positions, position_ids], dim=1)
@@ -1313,7 +1340,7 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
         no_text = inputs is None and model_kwargs.get("input_ids") is None
         if no_text and model_kwargs.get("pixel_values") is not None and self.config.first_token_loss:
             pixel_values = model_kwargs.pop("pixel_values")
-            model_kwargs["inputs_embeds"] = self.vit_encoder(pixel_values.to(self.device, self.dtype))
+            model_kwargs["inputs_embeds"] = self.embed_images(pixel_values)
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
     def _prepare_cache_for_generation(

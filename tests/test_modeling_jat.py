@@ -472,7 +472,10 @@ def test_small_values_are_told_apart_by_their_mu_law(make_model):
     signs = torch.randint(0, 2, (8, 6, 1), generator=generator) * 2.0 - 1
     observations = torch.cat([0.01 * signs, torch.randn(8, 6, 4, generator=generator)], dim=-1)
     batch = {"continuous_observations": observations, "continuous_actions": signs, "rewards": torch.zeros(8, 6)}
-    plain, featured = (train(make_model(mu_law_features=features), steps=50, **batch)[-1] for features in (False, True))
+    plain, featured = (
+        train(make_model(mu_law_features=features, normed_embeddings=False), steps=50, **batch)[-1]
+        for features in (False, True)
+    )
     assert featured < 0.1 * plain
 
 
@@ -484,6 +487,21 @@ def test_small_differences_are_told_apart_by_sines_and_cosines(make_model):
     batch = {"continuous_observations": observations, "continuous_actions": signs, "rewards": torch.zeros(8, 6)}
     plain, featured = (train(make_model(num_frequencies=number), steps=50, **batch)[-1] for number in (0, 4))
     assert featured < 0.1 * plain
+
+
+def test_order_is_seen_beside_encoders_that_a_long_training_made_large(make_model):
+    """The last action is which of two things was seen first; one block can tell by their positions only."""
+    things = torch.eye(3)[torch.tensor([[0, 1, 2], [1, 0, 2]])]
+    actions = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])[..., None]
+    batch = {"continuous_observations": things, "continuous_actions": actions, "rewards": torch.zeros(2, 3)}
+
+    def error(normed):
+        model = make_model(num_layers=1, action_feedback="none", normed_embeddings=normed)
+        for weight in model.continuous_encoder.parameters():
+            weight.data *= 1000
+        return train(model, steps=200, **batch)[-1]
+
+    assert error(normed=True) < 0.01 * error(normed=False)
 
 
 def test_the_mission_finds_its_cell(make_model):
