@@ -124,6 +124,7 @@ class PublishedModel(JatModelForCausalLM):
         AttentionMaskInterface.register("published", eager_mask)
         modeling_jat.TrunkLinear.FEW_ROWS = 0
         modeling_jat.CrossEntropy = PublishedCrossEntropy
+        config.normed_embeddings = False
         super().__init__(config)
         self.set_attn_implementation("published")
         for block in self.transformer.h:
