@@ -3,12 +3,15 @@
     python examples/benchmark.py            # all; more than half an hour on 2 cores
     python examples/benchmark.py sizes      # the table of parameters
     python examples/benchmark.py acting --precision float32
+    python examples/benchmark.py agent      # jat-mini's actions per second
 
 The reference does what the published code does, with the same modules, in float32: attention in separate steps with two
 masks, an activation in separate steps, discrete observations embedded at full width and then reduced, the loss over
 whole scores. A step of acting passes the last timestep again with the new one (four tokens), decodes the whole
 vocabulary and predicts the next observation. The floor of acting is the time to read the trunk's weights once, at the
 bandwidth measured here; that of training the time of its matrix products, at the rate measured here.
+
+The agent is timed with its processor and its prompt, on observations of random play, without the environments.
 
 Evaluation is timed as examples/evaluate.py does it, environments and processor included: steps per second with one
 environment, and with 32 in one process and in two.
@@ -37,16 +40,16 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train import keep_freed_memory
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, AutoProcessor, DynamicCache
 from transformers.activations import ACT2FN
 from transformers.masking_utils import eager_mask
 
-from dataset_builder import get_task
+from dataset_builder import get_task, make_env
 from dataset_builder.evaluation import Trial, run_trials
-from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat
+from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat, pretrained
 from processing_jat import JatProcessor
 
-PARTS = ["sizes", "acting", "evaluation", "training", "processor"]
+PARTS = ["sizes", "acting", "agent", "evaluation", "training", "processor"]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FIRST_STEP, LAST_STEP = 50, 150  # of an episode; these are timed
 EVALUATED = ("atari-pong", "babyai-go-to", "metaworld-reach")
@@ -202,6 +205,33 @@ def forgetting(precision: str) -> float:
     return times[-1] - statistics.median(times)
 
 
+def agent(task: str, precision: str, num_envs: int | None) -> float:
+    """A step of jat-mini, told its task, in one environment or in many that look alike."""
+    folder = pretrained("jat-mini")
+    model = AutoModel.from_pretrained(folder, dtype=PRECISIONS[precision]).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    times = []
+    with make_env(task) as env:
+        env.action_space.seed(0)
+        observation, _ = env.reset(seed=0)
+        context = model.reset(env.action_space, num_envs, processor(text=env.task.instruction, return_tensors="pt"))
+        for _ in range(LAST_STEP):
+            observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                observation, _ = env.reset()
+            given, reward = observation, 0.0
+            if num_envs is not None:
+                given = {
+                    key: [value] * num_envs if isinstance(value, str) else np.stack([value] * num_envs)
+                    for key, value in observation.items()
+                }
+                reward = np.zeros(num_envs, np.float32)
+            begun = time.perf_counter()
+            model.get_next_action(processor(given, reward=reward), context)
+            times.append(1e3 * (time.perf_counter() - begun))
+    return statistics.median(times[FIRST_STEP:])
+
+
 TRAINING_BATCHES = {"continuous": (4, 256), "discrete": (4, 256), "image": (4, 32), "text": (4, 512)}
 
 
@@ -263,6 +293,14 @@ def benchmark_acting(precisions: list[str]) -> None:
     for precision in precisions:
         cost, _ = apart(forgetting, precision)
         print(f"forgetting half a window, {precision}: {cost:.0f} ms every {half} steps, {cost / half:.1f} ms a step")
+
+
+def benchmark_agent(precisions: list[str]) -> None:
+    header("1", "32")
+    for task in EVALUATED:
+        for precision in precisions:
+            one, many = (apart(agent, task, precision, num_envs)[0] for num_envs in (None, 32))
+            row(f"{task}, {precision}", f"{1e3 / one:,.0f} steps/s", f"{32e3 / many:,.0f} steps/s")
 
 
 def benchmark_evaluation(precisions: list[str]) -> None:
@@ -359,6 +397,8 @@ def main() -> None:
         benchmark_sizes()
     if "acting" in parts:
         benchmark_acting(args.precision)
+    if "agent" in parts:
+        benchmark_agent(args.precision)
     if "evaluation" in parts:
         benchmark_evaluation(args.precision)
     if "training" in parts:
