@@ -113,7 +113,7 @@ def play_batch(envs: Sequence[TaskEnv], policy: BatchPolicy, seeds: Sequence[int
         start(row)
     while any(conversations):
         # A row without an episode goes on showing its last observation; its actions are executed nowhere.
-        actions = policy.act_batch(_stack(observations), rewards)
+        actions = policy.act_batch(stack_observations(observations), rewards)
         for row, conversation in enumerate(conversations):
             if conversation is not None:
                 try:
@@ -123,7 +123,8 @@ def play_batch(envs: Sequence[TaskEnv], policy: BatchPolicy, seeds: Sequence[int
                     start(row)
 
 
-def _stack(observations: Sequence[Observation]) -> Observation:
+def stack_observations(observations: Sequence[Observation]) -> Observation:
+    """One observation of each environment as a batch: arrays get a first dimension, texts become a list."""
     return {
         key: [observation[key] for observation in observations]
         if isinstance(first, str)

@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import eager_mask
 
 from dataset_builder import get_task, make_env
-from dataset_builder.evaluation import Trial, run_trials
+from dataset_builder.evaluation import AgentPolicy, Trial, run_trials, stack_observations
 from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat, pretrained
 from processing_jat import JatProcessor
 
@@ -209,26 +210,22 @@ def agent(task: str, precision: str, num_envs: int | None) -> float:
     """A step of jat-mini, told its task, in one environment or in many that look alike."""
     folder = pretrained("jat-mini")
     model = AutoModel.from_pretrained(folder, dtype=PRECISIONS[precision]).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    policy = AgentPolicy(model, AutoProcessor.from_pretrained(folder), prompted=True)
     times = []
     with make_env(task) as env:
         env.action_space.seed(0)
-        observation, _ = env.reset(seed=0)
-        context = model.reset(env.action_space, num_envs, processor(text=env.task.instruction, return_tensors="pt"))
+        env.reset(seed=0)
+        policy.begin(env, num_envs)
         for _ in range(LAST_STEP):
             observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
             if terminated or truncated:
                 observation, _ = env.reset()
-            given, reward = observation, 0.0
-            if num_envs is not None:
-                given = {
-                    key: [value] * num_envs if isinstance(value, str) else np.stack([value] * num_envs)
-                    for key, value in observation.items()
-                }
-                reward = np.zeros(num_envs, np.float32)
-            begun = time.perf_counter()
-            model.get_next_action(processor(given, reward=reward), context)
-            times.append(1e3 * (time.perf_counter() - begun))
+            if num_envs is None:
+                act = partial(policy.act, observation, 0.0)
+            else:
+                batch = stack_observations([observation] * num_envs)
+                act = partial(policy.act_batch, batch, np.zeros(num_envs, np.float32))
+            times.append(median_ms(act, 1))
     return statistics.median(times[FIRST_STEP:])
 
 
