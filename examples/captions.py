@@ -35,35 +35,55 @@ MOST_OBJECTS = 4  # in a caption
 
 def game_captions() -> IterableDataset:
     """Rows of `image`, a PNG file, and `text`."""
-    return _frames("atari", _game_frame)
+    return _subset("atari", _game_caption)
 
 
 def view_captions() -> IterableDataset:
     """Rows of `image`, a PNG file, and `text`."""
-    return _frames("babyai", _view_frame)
+    return _subset("babyai", _view_caption)
 
 
 def missions() -> IterableDataset:
     """Rows of `text`."""
-    return IterableDataset.from_generator(_missions, gen_kwargs={"parts": list(range(PARTS))})
+    return _subset("babyai", _mission)
 
 
-def _frames(
-    domain: str, describe: Callable[[gymnasium.Env, dict[str, Any]], tuple[np.ndarray, str]]
-) -> IterableDataset:
+def _subset(domain: str, make_row: Callable[[gymnasium.Env, int], dict[str, Any]]) -> IterableDataset:
+    """Rows of the domain's tasks in turn, each made of an environment and a seed."""
+
     def rows(parts: list[int]) -> Iterator[dict[str, Any]]:
         tasks = select_tasks(domain)
         for part in parts:
             task = tasks[part % len(tasks)]
             with make_env(task, render_mode="rgb_array") as env:
-                for number in range(ROWS_PER_PART):
-                    seed = episode_seed(task.name, part * ROWS_PER_PART + number, SEED, purpose="captions")
-                    frame, caption = describe(env, _wander(env, seed))
-                    file = io.BytesIO()
-                    Image.fromarray(frame).save(file, "PNG")
-                    yield {"image": {"bytes": file.getvalue(), "path": None}, "text": caption}
+                for number in range(part * ROWS_PER_PART, (part + 1) * ROWS_PER_PART):
+                    yield make_row(env, episode_seed(task.name, number, SEED, purpose="captions"))
 
     return IterableDataset.from_generator(rows, gen_kwargs={"parts": list(range(PARTS))})
+
+
+def _mission(env: gymnasium.Env, seed: int) -> dict[str, Any]:
+    observation, _ = env.reset(seed=seed)
+    return {"text": observation["text_observation"]}
+
+
+def _game_caption(env: gymnasium.Env, seed: int) -> dict[str, Any]:
+    lives = _wander(env, seed)["lives"]
+    game = env.task.instruction.removeprefix("play ")
+    return _captioned(env.render(), game + {0: "", 1: ", 1 life left"}.get(lives, f", {lives} lives left"))
+
+
+def _view_caption(env: gymnasium.Env, seed: int) -> dict[str, Any]:
+    """What the agent sees: it stands in the middle of the lowest row and looks up."""
+    _wander(env, seed)
+    view, _ = env.unwrapped.gen_obs_grid()
+    return _captioned(env.unwrapped.get_pov_render(TILE_SIZE), describe_view(view))
+
+
+def _captioned(frame: np.ndarray, caption: str) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return {"image": {"bytes": file.getvalue(), "path": None}, "text": caption}
 
 
 def _wander(env: gymnasium.Env, seed: int) -> dict[str, Any]:
@@ -75,20 +95,6 @@ def _wander(env: gymnasium.Env, seed: int) -> dict[str, Any]:
         if terminated or truncated:
             _, info = env.reset()
     return info
-
-
-def _game_frame(env: gymnasium.Env, info: dict[str, Any]) -> tuple[np.ndarray, str]:
-    game = env.task.instruction.removeprefix("play ")
-    lives = {0: "", 1: ", 1 life left"}.get(info["lives"], f", {info['lives']} lives left")
-    return env.render(), game + lives
-
-
-def _view_frame(env: gymnasium.Env, info: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """What the agent sees: it stands in the middle of the lowest row and looks up."""
-    level = env.unwrapped
-    frame = level.get_pov_render(TILE_SIZE)
-    view, _ = level.gen_obs_grid()
-    return frame, describe_view(view)
 
 
 def describe_view(view: Any) -> str:
@@ -116,16 +122,6 @@ def _place(ahead: int, right: int) -> str:
         return "in hand"
     side = f"{abs(right)} {'right' if right > 0 else 'left'}"
     return " ".join([f"{ahead} ahead"] * (ahead > 0) + [side] * (right != 0))
-
-
-def _missions(parts: list[int]) -> Iterator[dict[str, Any]]:
-    tasks = select_tasks("babyai")
-    for part in parts:
-        task = tasks[part % len(tasks)]
-        with make_env(task) as env:
-            for number in range(ROWS_PER_PART):
-                seed = episode_seed(task.name, part * ROWS_PER_PART + number, SEED, purpose="captions")
-                yield {"text": env.reset(seed=seed)[0]["text_observation"]}
 
 
 register_text("game-captions", Source(game_captions, itemgetter("text"), image="image"))

@@ -45,8 +45,8 @@ def test_captions_say_what_frames_show(folder):
 
 def test_a_caption_names_the_nearest_things_first(captions):
     with make_env("babyai-go-to-local", render_mode="rgb_array") as env:
-        observation, info = env.reset(seed=3)
-        _, caption = captions._view_frame(env, info)
+        observation, _ = env.reset(seed=3)
+        caption = captions.describe_view(env.unwrapped.gen_obs_grid()[0])
     cells = observation["discrete_observation"][1:].reshape(7, 7, 3)
     kinds = {4: "door", 5: "key", 6: "ball", 7: "box"}
     seen = {(6 - y, x - 3): kinds[kind] for x in range(7) for y in range(7) if (kind := cells[x, y, 0]) in kinds}
