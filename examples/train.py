@@ -308,6 +308,21 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     return None
 
 
+def check_goes_on(config: JatConfig, checkpoint: str) -> None:
+    """Refuse a checkpoint of another model.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    kept = JatConfig.from_pretrained(checkpoint)
+    pairs = {name: (getattr(kept, name), getattr(config, name)) for name in JatConfig.__annotations__}
+    if different := [f"{name} {old}, not {new}" for name, (old, new) in pairs.items() if old != new]:
+        raise ValueError(
+            f"{checkpoint} is of a model with {'; '.join(different)}: go on with its data and options, "
+            "or begin anew in another --output"
+        )
+
+
 def has_fast_bf16() -> bool:
     """Accelerators are, and processors with instructions for it."""
     instructions = ("avx512_bf16", "amx_bf16")
@@ -667,6 +682,12 @@ def main() -> int:
 
     with trainer.args.main_process_first(local=False):
         checkpoint = last_whole_checkpoint(Path(trainer.args.output_dir))
+    try:
+        if checkpoint:
+            check_goes_on(trainer.model.config, checkpoint)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if trainer.is_world_process_zero():
         for name, source in trainer.windows.sources.items():
             print(f"{name}: {source.described}")

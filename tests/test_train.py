@@ -269,6 +269,14 @@ def test_a_killed_training_goes_on_to_the_same_weights(data_folder, trained, tmp
     assert history(tmp_path / "jat")[:-1] == history(trained)[:-1]  # but for the times of the last one
 
 
+def test_another_model_does_not_go_on_from_a_checkpoint(data_folder, trained, monkeypatch, capsys):
+    other_window = ["--hidden-size", "32", "--window", "8"]
+    monkeypatch.setattr(sys, "argv", command(data_folder, trained, *other_window))
+    assert main() == 2
+    assert "checkpoint-12 is of a model with max_position_embeddings 32, not 16; " in (error := capsys.readouterr().err)
+    assert "context_window 16, not 8; hidden_size 64, not 32; intermediate_size 256, not 128: go on with its" in error
+
+
 def test_a_killed_training_by_muon_goes_on_to_the_same_weights(data_folder, tmp_path):
     whole, killed = (command(data_folder, tmp_path / name, "--muon") for name in ("whole", "killed"))
     run(*whole)
