@@ -159,6 +159,14 @@
 #   eight of BabyAI's harder tasks after 500 steps from 1.2e-3 down to 0 are 0.36 instead of 0.29.
 # - image_encoder_width=16 makes acting in Atari's games faster: 3,475 actions/s in 32 environments instead of 2,234 on 2
 #   cores, 373 instead of 330 in one (random weights, the processor included, medians of one run).
+# - With both, from random weights on two cores: 1,750 steps of all tasks, 800 of grounding, 12,000 of all tasks, the last
+#   4,000 down to 0, each of two batches of 32; two and a half hours. Meta-World success 0.97, returns the script's or
+#   better on 39 tasks, within two standard errors on 46; BabyAI 0.87 (IQM of the episodes 0.99), MuJoCo 0.79 (0.75), 20
+#   episodes of each task. Of 400 captions of games 0.785 are exact, of 500 of views 0.35: where things stand can be told
+#   now. Games were not played. MuJoCo is behind the weights of the package (halfcheetah 0.28, hopper 0.36, standup
+#   0.15), whose lessons were their own; these are not in the package.
+# - BabyAI's 13 weakest missions with these weights, looking back over 8, 16, 24 and 32 timesteps, starts of another
+#   seed: 0.71, 0.69, 0.70, 0.69. Memory is not what they lack, though order can be told.
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}"
 : "${GROUNDING:=2000}" "${FIRST:=4000}" "${STEPS:=12000}" "${DECAY:=3000}" "${PROCESSES:=1}"
