@@ -36,12 +36,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate import AgentPlayer
+from evaluate import AgentPlayer, load_agent
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train import keep_freed_memory
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, AutoProcessor, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.activations import ACT2FN
 from transformers.masking_utils import eager_mask
 
@@ -208,9 +208,7 @@ def forgetting(precision: str) -> float:
 
 def agent(task: str, precision: str, num_envs: int | None) -> float:
     """A step of jat-mini, told its task, in one environment or in many that look alike."""
-    folder = pretrained("jat-mini")
-    model = AutoModel.from_pretrained(folder, dtype=PRECISIONS[precision]).eval()
-    policy = AgentPolicy(model, AutoProcessor.from_pretrained(folder), prompted=True)
+    policy = AgentPolicy(*load_agent(str(pretrained("jat-mini")), precision, "cpu"), prompted=True)
     times = []
     with make_env(task) as env:
         env.action_space.seed(0)

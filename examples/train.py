@@ -51,6 +51,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers.utils import CONFIG_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from dataset_builder import get_task, register_from, select_tasks
@@ -309,11 +310,13 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 
 
 def check_goes_on(config: JatConfig, checkpoint: str) -> None:
-    """Refuse a checkpoint of another model.
+    """Refuse a checkpoint of another model; one in shards, as FSDP may write it, holds no configuration to compare.
 
     Raises:
         ValueError: naming what differs.
     """
+    if not (Path(checkpoint) / CONFIG_NAME).exists():
+        return
     kept = JatConfig.from_pretrained(checkpoint)
     pairs = {name: (getattr(kept, name), getattr(config, name)) for name in JatConfig.__annotations__}
     if different := [f"{name} {old}, not {new}" for name, (old, new) in pairs.items() if old != new]:

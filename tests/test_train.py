@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from train import (
     Collator,
     MixTrainer,
     MuonAdamW,
+    check_goes_on,
     last_whole_checkpoint,
     load_tasks,
     main,
@@ -275,6 +277,12 @@ def test_another_model_does_not_go_on_from_a_checkpoint(data_folder, trained, mo
     assert main() == 2
     assert "checkpoint-12 is of a model with max_position_embeddings 32, not 16; " in (error := capsys.readouterr().err)
     assert "context_window 16, not 8; hidden_size 64, not 32; intermediate_size 256, not 128: go on with its" in error
+
+
+def test_a_checkpoint_in_shards_has_no_configuration_to_compare(trained, tmp_path):
+    shutil.copytree(trained / "checkpoints/checkpoint-12", tmp_path / "checkpoint-12")
+    (tmp_path / "checkpoint-12/config.json").unlink()
+    check_goes_on(AutoModel.from_pretrained(trained).config, str(tmp_path / "checkpoint-12"))
 
 
 def test_a_killed_training_by_muon_goes_on_to_the_same_weights(data_folder, tmp_path):
