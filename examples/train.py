@@ -14,6 +14,7 @@ transformers' TrainingArguments can be given under their own names: --report_to 
 
 import argparse
 import ctypes
+import fnmatch
 import json
 import math
 import shlex
@@ -40,6 +41,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoProcessor,
     HfArgumentParser,
@@ -428,7 +430,7 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
         ValueError: if `--config` does not fit.
     """
     if args.init_from:
-        model = AutoModel.from_pretrained(args.init_from, dtype=torch.float32, context_window=args.window)
+        model = load_model(args)
         processor = AutoProcessor.from_pretrained(args.init_from)
         positions = needed_positions(args, model.config)
         if positions > model.config.max_position_embeddings:
@@ -464,6 +466,41 @@ def make_agent(args: argparse.Namespace, datasets: dict[str, Any]) -> tuple[JatM
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, token, getattr(tokenizer, token))
     return JatModelForCausalLM(config), processor
+
+
+def load_model(args: argparse.Namespace) -> JatModelForCausalLM:
+    """The model to go on from. Weights that `--config` gives another shape are new, which transformers says.
+
+    Raises:
+        ValueError: if `--config` does not fit.
+    """
+    try:
+        config = AutoConfig.from_pretrained(args.init_from, context_window=args.window, **parse_config(args.config))
+        config.validate()
+    except StrictDataclassError as error:
+        raise ValueError(f"--config: {error}") from error
+    options = {"config": config, "dtype": torch.float32}
+    if not args.config:
+        return AutoModel.from_pretrained(args.init_from, **options)
+    model, _ = AutoModel.from_pretrained(
+        args.init_from, ignore_mismatched_sizes=True, output_loading_info=True, **options
+    )
+    return model
+
+
+def freeze_others(model: JatModelForCausalLM, patterns: list[str]) -> None:
+    """Leave all weights as they are but those whose names the patterns match.
+
+    Raises:
+        ValueError: if a pattern matches none.
+    """
+    weights = dict(model.named_parameters())
+    for pattern in patterns:
+        if not fnmatch.filter(weights, pattern):
+            parts = dict.fromkeys(name.split(".")[0] for name in weights)
+            raise ValueError(f"--train-only: no weight is named {pattern!r}; they begin with {', '.join(parts)}")
+    for name, weight in weights.items():
+        weight.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in patterns))
 
 
 def needed_positions(args: argparse.Namespace, config: JatConfig) -> int:
@@ -537,7 +574,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     model = parser.add_argument_group("model")
     model.add_argument("--output", type=Path, required=True, help="folder of the model and its checkpoints")
-    model.add_argument("--init-from", help="a model to go on from; the sizes below are then its own")
+    model.add_argument("--init-from", help="a model to go on from; sizes that are not given in --config are its own")
     model.add_argument("--hidden-size", type=int, default=256)
     model.add_argument("--num-layers", type=int, default=8)
     model.add_argument("--num-heads", type=int, default=8)
@@ -550,6 +587,12 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     model.add_argument("--vocab-size", type=int, default=512, help="tokens of a new vocabulary, at most")
     training = parser.add_argument_group("training")
+    training.add_argument(
+        "--train-only",
+        nargs="+",
+        metavar="WEIGHTS",
+        help="globs of their names, such as 'image_encoder.*'; default: all",
+    )
     training.add_argument("--steps", type=int, default=10_000)
     training.add_argument("--batch-size", type=int, default=16, help="windows in a batch of a process")
     training.add_argument("--gradient-accumulation", type=int, default=1, help="batches, of a task each, in a step")
@@ -632,6 +675,8 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
     else:
         windows = Windows(datasets, **options)
     model, processor = make_agent(args, datasets)
+    if args.train_only:
+        freeze_others(model, args.train_only)
     collator = Collator(processor)
     rehearse(model, windows, collator)
     batches_in_step = training.gradient_accumulation_steps * training.world_size

@@ -39,7 +39,7 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments
 from dataset_builder import get_task, task_features
 from dataset_builder.builder import build
 from dataset_builder.mixing import FixedWeights, TaskBatches, Window, Windows
-from modeling_jat import JatModelForCausalLM
+from modeling_jat import JatModelForCausalLM, pretrained
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "examples/train.py")
@@ -144,7 +144,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from train import use_every_parameter
 
-from modeling_jat import JatModelForCausalLM
+from modeling_jat import JatModelForCausalLM, pretrained
 
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
@@ -311,6 +311,16 @@ def test_muon_and_adamw_train_every_weight_that_a_batch_uses():
     assert used == {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
 
 
+def test_a_part_of_a_trained_model_is_made_anew_and_trained_alone(data_folder, trained, tmp_path):
+    width = ["--config", "image_encoder_width=16"]
+    options = ["--init-from", trained, *width, "--train-only", "image_encoder.*", "--tasks", "atari-pong", "--muon"]
+    run(*command(data_folder, tmp_path, *options, steps=2))
+    assert AutoModel.from_pretrained(tmp_path).config.image_encoder_width == 16
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("image_encoder.")}
+
+
 def test_a_full_disk_costs_the_checkpoint_that_is_being_written_only(data_folder, tmp_path):
     tasks = ["--tasks", "mujoco-pendulum"]
     arguments = command(data_folder, tmp_path / "jat", *tasks, steps=200, save_every=2)
@@ -463,6 +473,8 @@ def test_weights_by_pattern():
         (["--config", "image_size=big"], "Field 'image_size' expected int"),
         (["--config", "num_layers=3"], "--config: "),
         (["--config", "max_position_embeddings=64"], "--config: "),
+        (["--train-only", "encoder.*"], "--train-only: no weight is named 'encoder.*'; they begin with transformer, "),
+        (["--init-from", str(pretrained("jat-mini")), "--config", "image_size=100"], "--config: "),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id USER/NAME"),
         (["--data", str(ROOT / ".ci")], "--data: "),
     ],
