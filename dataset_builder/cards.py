@@ -207,8 +207,9 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds no model: expected config.json and what else `save_pretrained` writes")
     evaluation = read_evaluation(folder / EVALUATION) if (folder / EVALUATION).exists() else None
-    training, texts = _read_json(folder / TRAINING), _read_json(folder / TEXT_EVALUATION)
-    repositories = [name for name in training.get("data", ()) if "/" in name and not Path(name).exists()]
+    trainings, texts = _trainings(_read_json(folder / TRAINING)), _read_json(folder / TEXT_EVALUATION)
+    data = dict.fromkeys(name for training in trainings for name in training["data"])
+    repositories = [name for name in data if "/" in name and not Path(name).exists()]
     dataset = repositories[0] if repositories else None
     figures = [task_figures(score) for score in evaluation.scores] if evaluation else []
     rows = domain_rows(domain_figures(evaluation)) if evaluation else []
@@ -220,7 +221,10 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
         datasets=repositories or None,
         model_name=folder.resolve().name if address is None else address.partition("/")[2],
         eval_results=[result for task in figures for result in _results(task, dataset)] or None,
-        widget=_widget(training.get("tasks", ()), address if (folder / REPORT / FRAME).exists() else None),
+        widget=_widget(
+            {task for training in trainings for task in training["tasks"]},
+            address if (folder / REPORT / FRAME).exists() else None,
+        ),
     )
     with resources.as_file(_TEMPLATES / "model_card.md") as template:
         card = ModelCard.from_template(
@@ -236,7 +240,7 @@ def write_model_card(folder: Path, address: str | None = None) -> Path:
             prompted=bool(evaluation and evaluation.about.get("agent", {}).get("prompted")),
             text_table=format_table(_text_rows(texts)) if texts else None,
             texts=texts,
-            training=training,
+            trainings=trainings,
             has_code=(folder / "modeling_jat.py").exists(),
             plots={name: caption for name, caption in PLOTS.items() if (folder / REPORT / name).exists()},
             page=f"{REPORT}/{PAGE}" if (folder / REPORT / PAGE).exists() else None,
@@ -305,12 +309,17 @@ def _results(figures: dict[str, Any], dataset: str | None) -> Iterator[EvalResul
             )
 
 
-def _widget(tasks: Iterable[str], repository: str | None) -> list[dict[str, Any]] | None:
+def _trainings(record: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The trainings of a model, each of which went on from the one before it."""
+    return [*_trainings(record.get("before")), record] if record else []
+
+
+def _widget(tasks: set[str], repository: str | None) -> list[dict[str, Any]] | None:
     """What a visitor may try of a model that was trained on texts; captions of a frame in the repository."""
     widget = []
-    if {"wikipedia", "oscar"} & set(tasks):
+    if {"wikipedia", "oscar"} & tasks:
         widget.append({"example_title": "Text", "text": "The planet Mars is"})
-    if {"ok-vqa", "conceptual-captions"} & set(tasks) and repository:
+    if {"ok-vqa", "conceptual-captions"} & tasks and repository:
         source = f"https://huggingface.co/{repository}/resolve/main/{REPORT}/{FRAME}"
         widget.append({"example_title": "Caption", "src": source})
     return widget or None

@@ -53,7 +53,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from dataset_builder import get_task, register_from, select_tasks
@@ -705,12 +705,14 @@ def make_trainer(args: argparse.Namespace, others: list[str]) -> MixTrainer:
 
 def write_training(trainer: MixTrainer, args: argparse.Namespace) -> None:
     """Write what the model's card says of its training."""
+    before = args.init_from and cached_file(args.init_from, TRAINING, _raise_exceptions_for_missing_entries=False)
     record = {
         "command": "python " + shlex.join(["examples/train.py", *sys.argv[1:]]),
         "data": args.data,
         "tasks": trainer.tasks,
         "steps": trainer.state.global_step,
         "versions": {name: version(name) for name in ("jat", "transformers", "torch", "datasets")},
+        "before": json.loads(Path(before).read_text(encoding="utf-8")) if before else None,
     }
     (args.output / TRAINING).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -156,6 +156,8 @@ def test_an_agent_learns_from_where_it_gets_itself(data_folder, model_folder, tm
     output = run("examples/train.py", "--data", data_folder, lessons, "--window", window, *options)
     episodes = re.search(rf"{tasks[0]}: (\d+) episodes", output)
     assert int(episodes[1]) == 14
+    before, after = (json.loads((folder / "training.json").read_text()) for folder in (model_folder, model))
+    assert (before["before"], after["before"]) == (None, before)
     config = AutoConfig.from_pretrained(model)
     assert config.context_window == window
     assert config.max_position_embeddings >= window * config.tokens_per_timestep

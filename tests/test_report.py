@@ -341,13 +341,9 @@ def test_a_card_says_what_there_is(make_model, processor, tmp_path, monkeypatch)
     """Texts in the training make a widget; without an evaluation there is no table."""
     make_model().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    training = {
-        "command": "python …",
-        "data": ["data", "jat/mix"],
-        "tasks": ["oscar", "ok-vqa"],
-        "steps": 3,
-        "versions": {},
-    }
+    training = {"data": ["data", "jat/mix"], "versions": {}}
+    before = {**training, "command": "python first", "tasks": ["oscar", "ok-vqa"], "steps": 3}
+    training |= {"command": "python then", "tasks": ["ok-vqa"], "steps": 2000, "before": before}
     (tmp_path / "training.json").write_text(json.dumps(training))
     make_video(tmp_path / "report/x.mp4")
     Image.new("RGB", (8, 8)).save(tmp_path / "report/frame.png")
@@ -355,6 +351,9 @@ def test_a_card_says_what_there_is(make_model, processor, tmp_path, monkeypatch)
     assert card.data.datasets == ["jat/mix"]
     assert [set(example) - {"example_title"} for example in card.data.widget] == [{"text"}, {"src"}]
     assert "## Evaluation" not in card.text
+    first, then = card.text[card.text.index("## Training") :].split("\nFrom there, ")
+    assert "2 tasks, 3 steps, by\n\n```\npython first\n" in first
+    assert then.startswith("1 task, 2,000 steps, by\n\n```\npython then\n")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("dataset_builder.publish.get_token", lambda: None)
     assert main(["push", str(tmp_path), "--repo-id", "jat/small"]) == 2
