@@ -1,10 +1,12 @@
 """Where work is done: in this process, in several on this machine, or on a Ray cluster. The work is the same."""
 
 import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +26,18 @@ Result = TypeVar("Result")
 
 class WorkerDiedError(RuntimeError):
     """A process ended in the middle of its work."""
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks of memory that were freed, where it can be told to (glibc).
+
+    Each step of training, or of acting in many games, frees and takes the same ones. By default they go back to the
+    system, and taking them again is up to a fifth of a step of training on a CPU, and up to half of one of acting.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def map_unordered(

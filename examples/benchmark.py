@@ -16,7 +16,7 @@ The agent is timed with its processor and its prompt, on observations of random 
 Evaluation is timed as examples/evaluate.py does it, environments and processor included: steps per second with one
 environment, and with 32 in one process and in two.
 
-Ours trains, and prepares batches, with the memory settings of examples/train.py.
+Ours trains, prepares batches, and plays as jat-mini, with the memory settings of examples/train.py and evaluate.py.
 
 Each line is measured in a process of its own; times are medians after a warm-up, memory is the process's peak. Close
 other programs: the machine's noise is in every figure.
@@ -40,13 +40,13 @@ from evaluate import AgentPlayer, load_agent
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train import keep_freed_memory
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.activations import ACT2FN
 from transformers.masking_utils import eager_mask
 
 from dataset_builder import get_task, make_env
 from dataset_builder.evaluation import AgentPolicy, Trial, run_trials, stack_observations
+from dataset_builder.executors import keep_freed_memory
 from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat, pretrained
 from processing_jat import JatProcessor
 
@@ -208,6 +208,7 @@ def forgetting(precision: str) -> float:
 
 def agent(task: str, precision: str, num_envs: int | None) -> float:
     """A step of jat-mini, told its task, in one environment or in many that look alike."""
+    keep_freed_memory()
     policy = AgentPolicy(*load_agent(str(pretrained("jat-mini")), precision, "cpu"), prompted=True)
     times = []
     with make_env(task) as env:

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from train import Collator, has_fast_bf16, keep_freed_memory
+from train import Collator, has_fast_bf16
 
 from dataset_builder import get_task, load_expert, make_env
 from dataset_builder.builder import build
+from dataset_builder.executors import keep_freed_memory
 from dataset_builder.mixing import FixedWeights, TaskBatches, Windows
 from dataset_builder.rollout import episode_seed
 from modeling_jat import JatConfig, JatModelForCausalLM

@@ -32,7 +32,7 @@ from dataset_builder.evaluation import (
     read_log,
     run_trials,
 )
-from dataset_builder.executors import EXECUTORS, check_executor
+from dataset_builder.executors import EXECUTORS, check_executor, keep_freed_memory
 from dataset_builder.mixing import cut_window
 from dataset_builder.report import EVALUATION, Evaluation, format_evaluation, write_evaluation
 
@@ -99,6 +99,7 @@ class AgentPlayer:
         for module in self.register:
             register_from(module)
         torch.set_num_threads(self.num_threads)
+        keep_freed_memory()
         model, processor = load_agent(self.model, self.dtype, self.device)
         demonstrate = self.demonstrate if self.demonstrations else None
         return AgentPolicy(model, processor, **self.options, demonstrate=demonstrate)

@@ -13,7 +13,6 @@ transformers' TrainingArguments can be given under their own names: --report_to 
 """
 
 import argparse
-import ctypes
 import fnmatch
 import json
 import math
@@ -59,6 +58,7 @@ from transformers.utils.logging import disable_progress_bar
 from dataset_builder import get_task, register_from, select_tasks
 from dataset_builder.cards import TRAINING
 from dataset_builder.evaluation import AgentPolicy, evaluate
+from dataset_builder.executors import keep_freed_memory
 from dataset_builder.mixing import FixedWeights, StreamedWindows, TaskBatches, Window, WindowKey, Windows, loss_weight
 from dataset_builder.publish import push_model
 from dataset_builder.scores import expert_yardstick
@@ -332,18 +332,6 @@ def has_fast_bf16() -> bool:
     """Accelerators are, and processors with instructions for it."""
     instructions = ("avx512_bf16", "amx_bf16")
     return torch.accelerator.is_available() or any(torch.cpu.get_capabilities().get(name) for name in instructions)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep large blocks of memory that were freed, where it can be told to (glibc).
-
-    Each step of training frees and takes the same ones; by default they go back to the system, and taking them again
-    is up to a fifth of a step on a CPU.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def load_tasks(folders: list[str], patterns: list[str] | None, streaming: bool) -> dict[str, Dataset | IterableDataset]:

@@ -72,7 +72,8 @@ class TrunkLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.shape[:-1].numel()
-        few = rows <= self.FEW_ROWS and x.dtype == torch.float32 and x.device.type == "cpu"
+        # One row is a product with a vector either way.
+        few = 1 < rows <= self.FEW_ROWS and x.dtype == torch.float32 and x.device.type == "cpu"
         if not few or torch.compiler.is_compiling() or not columns_are_faster():
             return super().forward(x)
         columns = x.reshape(rows, -1).contiguous().T
@@ -771,8 +772,8 @@ class JatContext:
     def _positions(self, slots: Tensor) -> Tensor:
         return slots if self._placeholder is None else slots - (slots > self._placeholder).long()
 
-    def _masks(self, slots: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Additive masks (rows, 1, n, slots in use) for the tokens at `slots`, by kind of block."""
+    def _masks(self, slots: Tensor, dtype: torch.dtype) -> dict[str, Tensor | None]:
+        """Additive masks (rows, 1, n, slots in use) for tokens at `slots`, by kind of block; None if all is seen."""
         query = slots[:, None, :, None]
         key = torch.arange(int(slots.max()) + 1, device=slots.device)
         causal = key <= query
@@ -780,7 +781,9 @@ class JatContext:
             causal &= (key != self._placeholder) | (query == self._placeholder)
         local = causal & (self._positions(query) - self._positions(key) < self.model.config.window_size)
         return {
-            kind: torch.zeros(allowed.shape, dtype=dtype, device=slots.device).masked_fill(
+            kind: None
+            if allowed.all()
+            else torch.zeros(allowed.shape, dtype=dtype, device=slots.device).masked_fill(
                 ~allowed, torch.finfo(dtype).min
             )
             for kind, allowed in (("full_attention", causal), ("sliding_attention", local))
@@ -793,6 +796,9 @@ class _ContextRows:
     def __init__(self, context: JatContext, rows: Tensor, slots: Tensor) -> None:
         self.context, self.rows, self.slots = context, rows, slots
         self.length = int(slots.max()) + 1
+        self.all_rows = len(rows) == len(context.timesteps)
+        # Environments that began together stand at the same slots, which are written to in one piece.
+        self.in_step = self.all_rows and bool((slots == slots[:1]).all())
 
     def get_seq_length(self) -> int:
         """0: a context gives the positions and masks of its tokens itself."""
@@ -805,8 +811,11 @@ class _ContextRows:
         )
 
     def _store(self, memory: Tensor, new: Tensor) -> Tensor:
-        memory[self.rows[:, None], :, self.slots] = new.transpose(1, 2)
-        rows = memory if len(self.rows) == len(memory) else memory[self.rows]
+        if self.in_step:
+            memory[:, :, self.length - new.shape[2] : self.length] = new
+        else:
+            memory[self.rows[:, None], :, self.slots] = new.transpose(1, 2)
+        rows = memory if self.all_rows else memory[self.rows]
         return rows[:, :, : self.length]
 
 
@@ -1014,7 +1023,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
 
     def _rescale(self, images: Tensor) -> Tensor:
         """Images as floats in -1..1; those of type uint8 are pixels."""
-        return images.to(self.dtype) / 127.5 - 1 if images.dtype == torch.uint8 else images.to(self.dtype)
+        floats = images.to(self.dtype)
+        return floats.div_(127.5).sub_(1) if images.dtype == torch.uint8 else floats
 
     # Training
 

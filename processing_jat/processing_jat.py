@@ -1,6 +1,7 @@
 """The JAT processor: observations, actions, rewards, text and images become what the model takes."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -299,7 +300,7 @@ class JatProcessor(ProcessorMixin):
             if "discrete_observations" not in rows:
                 faults.append("text_observations need discrete_observations beside them")
             else:
-                missions = [self._encode_missions(sequence) for sequence in columns["text_observations"]]
+                missions = self._encode_missions(columns["text_observations"])
                 lengths, expected = [len(row) for row in missions], [len(row) for row in rows["discrete_observations"]]
                 if lengths != expected:
                     faults.append(f"text_observations: expected {expected} timesteps, got {lengths}")
@@ -318,16 +319,16 @@ class JatProcessor(ProcessorMixin):
         missing = self.max_discrete_size - observations.shape[-1]
         return np.pad(observations, ((0, 0), (0, missing)), constant_values=self.tokenizer.pad_token_id)
 
-    def _encode_missions(self, missions: Sequence[str]) -> np.ndarray:
-        """(L, mission_length) tokens; a mission that stays the same is tokenized once."""
-        distinct = {mission: index for index, mission in enumerate(dict.fromkeys(missions))}
+    def _encode_missions(self, sequences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """(L, mission_length) tokens for each sequence; a mission that many timesteps have is tokenized once."""
+        distinct = {mission: index for index, mission in enumerate(dict.fromkeys(chain.from_iterable(sequences)))}
         tokens = np.full((len(distinct), self.mission_length), self.tokenizer.pad_token_id, np.int64)
         encoded = self.tokenizer(list(distinct), verbose=False)["input_ids"] if distinct else []
         for row, ids in zip(tokens, encoded, strict=True):
             if len(ids) > self.mission_length:
                 logger.warning_once(f"missions of more than {self.mission_length} tokens are cut")
             row[: len(ids)] = ids[: self.mission_length]
-        return tokens[[distinct[mission] for mission in missions]]
+        return [tokens[[distinct[mission] for mission in missions]] for missions in sequences]
 
     def _encode_prompts(self, prompts: Sequence[str | None] | None) -> Rows:
         """Tokens padded on the left, so that the prompt's last token stands before the first observation."""
