@@ -377,8 +377,9 @@ def run_trials(
             yield trial, score(number)
     total = sum(len(indices) for _, _, indices in work)
     log.parent.mkdir(parents=True, exist_ok=True)
-    forget(log, [])  # nothing but a line that was cut off, which would spoil the next
     with log.open("a", encoding="utf-8") as file:
+        if log.read_bytes()[-1:] not in (b"", b"\n"):  # a line that was cut off, which would spoil the next
+            file.write("\n")
         results = flat_map_unordered(_play_part, work, executor, num_workers)
         for number, episode in tqdm(results, "episodes", total, unit="episode", disable=not progress):
             trial = trials[number]

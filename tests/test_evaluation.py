@@ -128,6 +128,18 @@ def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
     assert [episode.index for _, episode in read_log(log)] == [0, 1]
 
 
+def test_evaluations_that_share_a_log_keep_their_episodes(tmp_path):
+    log = tmp_path / "log.jsonl"
+    first, second, other = (
+        Trial(get_task(task), ExpertPlayer("random"), episodes=1) for task in (BALL, REACHER, "mujoco-swimmer")
+    )
+    played = run_trials([first, second], log, progress=False)
+    next(played)
+    [_] = run_trials([other], log, progress=False)
+    [_] = played
+    assert {described["task"] for described, _ in read_log(log)} == {BALL, REACHER, "mujoco-swimmer"}
+
+
 def test_the_measured_scores():
     """The expert of every task that has one without a planner, over 100 episodes."""
     scores = read_scores()
