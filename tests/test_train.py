@@ -144,7 +144,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from train import use_every_parameter
 
-from modeling_jat import JatModelForCausalLM, pretrained
+from modeling_jat import JatModelForCausalLM
 
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
