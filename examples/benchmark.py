@@ -3,7 +3,7 @@
     python examples/benchmark.py            # all; more than half an hour on 2 cores
     python examples/benchmark.py sizes      # the table of parameters
     python examples/benchmark.py acting --precision float32
-    python examples/benchmark.py agent      # jat-mini's actions per second
+    python examples/benchmark.py agent --precision float32 bfloat16 float16    # jat-mini's actions per second
 
 The reference does what the published code does, with the same modules, in float32: attention in separate steps with two
 masks, an activation in separate steps, discrete observations embedded at full width and then reduced, the loss over
@@ -51,7 +51,7 @@ from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat, pretraine
 from processing_jat import JatProcessor
 
 PARTS = ["sizes", "acting", "agent", "evaluation", "training", "processor"]
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST_STEP, LAST_STEP = 50, 150  # of an episode; these are timed
 EVALUATED = ("atari-pong", "babyai-go-to", "metaworld-reach")
 
@@ -384,7 +384,7 @@ def benchmark_sizes() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=PARTS, help="default: all")
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["float32", "bfloat16"])
     parser.add_argument("--runs", type=int, default=3, help="of each training step")
     args = parser.parse_args()
     parts = args.parts or PARTS

@@ -150,6 +150,22 @@ def blockwise_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def one_query_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one query, (B, heads, 1, head size): in half precision on CPUs, in half the time of torch's own."""
+    weights = (query * key).sum(-1) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask[:, :, 0]
+    return (weights.softmax(-1)[..., None] * value).sum(2)[:, None], None
+
+
 class JatAttention(nn.Module):
     """Causal self-attention without the usual 1/sqrt(head size), as in GPT-Neo."""
 
@@ -178,8 +194,11 @@ class JatAttention(nn.Module):
         if isinstance(cache, _ContextRows) and implementation != "eager":
             implementation = "sdpa"  # a context's masks are for torch's own attention
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        if implementation == "sdpa" and self.training and cache is None and query.device.type == "cpu":
-            attention = blockwise_attention
+        if implementation == "sdpa" and query.device.type == "cpu":
+            if self.training and cache is None:
+                attention = blockwise_attention
+            elif isinstance(cache, _ContextRows) and query.shape[2] == 1 and query.dtype != torch.float32:
+                attention = one_query_attention
         output, weights = attention(
             self,
             query,
@@ -384,17 +403,26 @@ def instance_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x.flatten(2), (x.shape[2] * x.shape[3],)).view_as(x)
 
 
+class Convolution(nn.Conv2d):
+    """In float16 on CPUs, where torch's own takes ten times as long as in float32, computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float16 or x.device.type != "cpu":
+            return super().forward(x)
+        return self._conv_forward(x.float(), self.weight.float(), self.bias.float()).to(x.dtype)
+
+
 class ImageEncoder(nn.Module):
     """(B, channels, 84, 84) -> (B, hidden_size)."""
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()
         width = config.image_encoder_width
-        self.conv1 = nn.Conv2d(config.observation_channels, width, kernel_size=3, stride=2, padding=1)  # 42 x 42
+        self.conv1 = Convolution(config.observation_channels, width, kernel_size=3, stride=2, padding=1)  # 42 x 42
         self.att1 = ChannelAttention(width)
-        self.conv2 = nn.Conv2d(width, 2 * width, kernel_size=3, stride=2, padding=1)  # 21 x 21
+        self.conv2 = Convolution(width, 2 * width, kernel_size=3, stride=2, padding=1)  # 21 x 21
         self.att2 = ChannelAttention(2 * width)
-        self.conv3 = nn.Conv2d(2 * width, 4 * width, kernel_size=3, stride=2, padding=1)  # 11 x 11
+        self.conv3 = Convolution(2 * width, 4 * width, kernel_size=3, stride=2, padding=1)  # 11 x 11
         self.att3 = ChannelAttention(4 * width)
         self.fc = nn.Linear(4 * width * 11 * 11, config.hidden_size)
 
@@ -442,7 +470,7 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+        self.projection = Convolution(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
@@ -1433,7 +1461,8 @@ class JatModelForCausalLM(JatPreTrainedModel, GenerationMixin):
             )
         window = min(context.window, context_window or self.config.context_window or context.window)
 
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        device = self.device  # which transformers looks for among the weights
+        inputs = {key: value.to(device) for key, value in inputs.items()}
         begun = (context.timesteps > 0)[:, None]
         observation = self.embed_observations({**inputs, "rewards": inputs["rewards"] * begun})
         tokens = observation

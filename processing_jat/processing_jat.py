@@ -317,6 +317,8 @@ class JatProcessor(ProcessorMixin):
     def _fill(self, observations: np.ndarray) -> np.ndarray:
         """Discrete observations of fewer values than the model takes, and of no mission, filled up with padding."""
         missing = self.max_discrete_size - observations.shape[-1]
+        if not missing:
+            return observations
         return np.pad(observations, ((0, 0), (0, missing)), constant_values=self.tokenizer.pad_token_id)
 
     def _encode_missions(self, sequences: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -438,14 +440,13 @@ def _as_array(sequence: Any) -> np.ndarray:
 def _encode_row(column: str, sequence: Any) -> np.ndarray:
     """A row of a column as an array of its type, images with their channels first; refuses what would be garbled."""
     dtype, dimensions = _COLUMNS[column]
-    expected = f"expected {np.dtype(dtype)} of shape ({', '.join(dimensions)})"
     try:
         array = _as_array(sequence)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{expected}, got values that make no array ({error})") from error
+        raise ValueError(f"{_expected(column)}, got values that make no array ({error})") from error
     kinds = "biu" if dtype is np.int64 else "biuf"
     if array.ndim != len(dimensions) or array.dtype.kind not in kinds:
-        raise ValueError(f"{expected}, got {array.dtype} of shape {array.shape}")
+        raise ValueError(f"{_expected(column)}, got {array.dtype} of shape {array.shape}")
     if column != "image_observations":
         return array.astype(dtype, copy=False)
     if array.dtype != np.uint8:
@@ -454,6 +455,11 @@ def _encode_row(column: str, sequence: Any) -> np.ndarray:
     if channels_first:
         return array
     return torch.from_numpy(np.require(array, requirements="W")).movedim(-1, 1).contiguous().numpy()
+
+
+def _expected(column: str) -> str:
+    dtype, dimensions = _COLUMNS[column]
+    return f"expected {np.dtype(dtype)} of shape ({', '.join(dimensions)})"
 
 
 def _value_faults(column: str, sequences: list[np.ndarray]) -> list[str]:

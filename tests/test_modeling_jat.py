@@ -707,6 +707,19 @@ class TestActing:
             actions.append([model.get_next_action(acting_inputs([0], t)) for t in range(5)])
         np.testing.assert_allclose(actions[1], actions[0], atol=1e-5)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, make_model, dtype):
+        """Environments that began at different timesteps get the actions of float32, but for rounding."""
+        model, actions = make_model(action_feedback="none", initializer_range=0.05), []
+        for precision in (torch.float32, dtype):
+            model.to(precision)
+            context = model.reset(spaces.Box(-1, 1, (3,)), num_envs=2)
+            for t in range(6):
+                if t == 3:
+                    context.reset([1])
+                actions.append(model.get_next_action(acting_inputs([0, 1], t)))
+        np.testing.assert_allclose(actions[6:], actions[:6], atol=0.02)
+
     def test_actions_that_do_not_begin_at_zero(self, make_model):
         """Are the ones that the data hold: `start` is the first."""
         model = make_model()
