@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from .evaluation import ExpertPlayer, TaskScore, Trial, forget, run_trials
 from .report import by_domain, format_table
 from .scores import MeasuredScore, format_scores, read_scores, reference_scores
-from .shards import whole_file
+from .shards import lock_folder, whole_file
 from .tasks import TaskSpec, get_task, select_tasks
 
 # These take minutes for a game.
@@ -49,16 +49,20 @@ def measure(
 
     Returns:
         A score for each of the trials.
+
+    Raises:
+        ValueError: if another process measures or builds in the file's folder.
     """
-    kept = read_scores(path) if path.exists() else {}
-    missing = [trial for trial in trials if again or not _is_kept(trial, kept)]
-    unfinished = path.with_name(f"{path.stem}.unfinished.jsonl")
     options = {"num_workers": num_workers, "executor": executor, "progress": progress}
-    for trial, score in run_trials(missing, unfinished, **options):
-        kept[_key(trial)] = summarize(trial, score)
-        with whole_file(path) as file:
-            file.write(format_scores(kept.values()).encode())
-    forget(unfinished, missing)
+    with lock_folder(path.parent):
+        kept = read_scores(path) if path.exists() else {}
+        missing = [trial for trial in trials if again or not _is_kept(trial, kept)]
+        unfinished = path.with_name(f"{path.stem}.unfinished.jsonl")
+        for trial, score in run_trials(missing, unfinished, **options):
+            kept[_key(trial)] = summarize(trial, score)
+            with whole_file(path) as file:
+                file.write(format_scores(kept.values()).encode())
+        forget(unfinished, missing)
     return [kept[_key(trial)] for trial in trials]
 
 

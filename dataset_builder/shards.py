@@ -143,7 +143,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
-            f"another process builds in {folder}: wait for it, stop it, or choose another folder"
+            f"another process builds or measures in {folder}: wait for it, stop it, or choose another folder"
         ) from error
     try:
         yield

@@ -22,6 +22,7 @@ from dataset_builder.evaluation import (
 )
 from dataset_builder.measuring import write_page
 from dataset_builder.scores import expert_yardstick, human_yardstick, read_scores, reference_scores, summarize_tasks
+from dataset_builder.shards import lock_folder
 
 
 def lengths(score):
@@ -118,6 +119,13 @@ def test_a_measurement_goes_on(tmp_path):
     assert unfinished.read_text() == ""
     expected = evaluate(load_expert(REACHER), REACHER, episodes=40, progress=False)
     assert read_scores(path)[REACHER, "network"].score_mean == pytest.approx(expected.mean, abs=1e-3)
+
+
+def test_two_measurements_do_not_write_to_one_file(tmp_path, capsys):
+    with lock_folder(tmp_path):
+        assert main(["score", "--tasks", BALL, "--episodes", "3", "--output", str(tmp_path / "scores.json")]) == 2
+    assert "another process builds or measures" in capsys.readouterr().err
+    assert not (tmp_path / "scores.json").exists()
 
 
 def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
