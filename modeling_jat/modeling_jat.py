@@ -491,6 +491,8 @@ class ContinuousEncoder(nn.Linear):
     without sines and cosines, that a hand at 0.65 m is not yet at 0.68 m is learnt last.
     """
 
+    FEW_ROWS = 6
+
     def __init__(self, config: JatConfig) -> None:
         features = 1 + config.mu_law_features + 2 * config.num_frequencies
         super().__init__(features * config.max_continuous_size, config.hidden_size)
@@ -504,8 +506,12 @@ class ContinuousEncoder(nn.Linear):
             angles = frequencies[:, None] * x[..., None, :]
             waves = torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3, -2)
             features = torch.cat([features, waves], dim=-2)
-        expanded = cyclic_expand(features, self.size)
-        return super().forward(expanded.flatten(-2).to(self.weight.dtype))
+        features = features.to(self.weight.dtype)
+        if x.shape[:-1].numel() <= self.FEW_ROWS:
+            return super().forward(cyclic_expand(features, self.size).flatten(-2))
+        # Of many rows each would be multiplied with its repetitions: once added up, these weights are fewer.
+        weight = cyclic_sum(self.weight.unflatten(-1, (-1, self.size)), x.shape[-1])
+        return F.linear(features.flatten(-2), weight.flatten(-2), self.bias)
 
 
 CELL_SIZE = 3  # values: kind, color and state
@@ -563,11 +569,21 @@ class DiscretizedActionDecoder(nn.Module):
 
 def cyclic_expand(x: Tensor, size: int) -> Tensor:
     """Repeat the last dimension until it has `size` values: [x0, x1, x0, x1, x0, ...]."""
-    if x.shape[-1] > size:
-        raise ValueError(
-            f"a continuous vector has at most {size} values (an observation's reward included), got {x.shape[-1]}"
-        )
+    _check_continuous_size(x.shape[-1], size)
     return x[..., torch.arange(size, device=x.device) % x.shape[-1]]
+
+
+def cyclic_sum(x: Tensor, size: int) -> Tensor:
+    """Sums of what `cyclic_expand` would multiply with the same value: [x0 + x2 + x4, x1 + x3] for a size of 2."""
+    _check_continuous_size(size, x.shape[-1])
+    return F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size)).sum(-2)
+
+
+def _check_continuous_size(size: int, largest: int) -> None:
+    if size > largest:
+        raise ValueError(
+            f"a continuous vector has at most {largest} values (an observation's reward included), got {size}"
+        )
 
 
 def _with_rewards(observations: Tensor, rewards: Tensor) -> Tensor:

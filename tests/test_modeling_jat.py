@@ -489,6 +489,15 @@ def test_small_differences_are_told_apart_by_sines_and_cosines(make_model):
     assert featured < 0.1 * plain
 
 
+@settings(deadline=None, max_examples=30)
+@given(size=st.integers(1, 377), mu_law=st.booleans(), frequencies=st.integers(0, 2))
+def test_continuous_values_are_encoded_alike_alone_and_in_a_batch(size, mu_law, frequencies):
+    encoder = modeling_jat.ContinuousEncoder(make_config(mu_law_features=mu_law, num_frequencies=frequencies))
+    values = torch.randn(2, 10, size, generator=torch.Generator().manual_seed(size))
+    alone = torch.stack([encoder(row) for row in values.flatten(0, 1)]).view(2, 10, -1)
+    torch.testing.assert_close(encoder(values), alone)
+
+
 def test_order_is_seen_beside_encoders_that_a_long_training_made_large(make_model):
     """The last action is which of two things was seen first; one block can tell by their positions only."""
     things = torch.eye(3)[torch.tensor([[0, 1, 2], [1, 0, 2]])]
