@@ -177,9 +177,14 @@
 #   random scores, but of these only Pitfall is above the random agent measured here; 17 are below the published ones by
 #   three standard errors. The other tasks do not use this encoder: returns in BabyAI are the same; where actions are
 #   continuous rounding tells them apart, halfcheetah 0.65 and before 0.84, MuJoCo 1.03 and 1.05.
+# - What stands where in views is learnt fast from nothing: 350 batches of 64 captions at 2e-3, six minutes on one core,
+#   end at a loss of 0.19 a token in training. The weights of the package have 0.75 on test rows, and hardly get away
+#   from it: after 200 such batches 0.71, with a ViT of two layers before their trunk, or 0.83 where only the ViT changes;
+#   that one wrote 0.19 of 500 views exactly after 1,500 steps, as many as show nothing. Hence the reading, which comes
+#   first below.
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}"
-: "${GROUNDING:=2000}" "${FIRST:=4000}" "${STEPS:=12000}" "${DECAY:=3000}" "${PROCESSES:=1}"
+: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=4000}" "${STEPS:=12000}" "${DECAY:=3000}" "${PROCESSES:=1}"
 : "${OPTIONS:=}"  # other ones of examples/train.py, for all parts of the training
 
 build() {
@@ -234,14 +239,17 @@ lesson() {
     "$PYTHON" examples/dagger.py --model "$FOLDER/first" --output "$FOLDER/lessons" --num-workers "$WORKERS" "$@"
 }
 
-# Three parts. What BabyAI's missions name is found in 1,750 steps if rooms with many things are drawn often, and was
-# not in 2,600 among everything else; so it is with what stands in views. Then all tasks, until there is an agent to give
-# lessons to; then all tasks and the lessons.
+# Four parts. First captions, nearly alone. What BabyAI's missions name is found in 1,750 steps if rooms with many things
+# are drawn often, and was not in 2,600 among everything else. Then all tasks, until there is an agent to give lessons
+# to; then all tasks and the lessons.
 training() {
-    train --output "$FOLDER/grounding" --steps "$GROUNDING" --lr_scheduler_type constant_with_warmup \
+    train --output "$FOLDER/reading" --steps "$READING" --lr_scheduler_type constant_with_warmup \
         --hidden-size 256 --num-layers 4 --num-heads 4 --vocab-size 1024 \
         --config action_feedback=none observation_loss_coef=0 mu_law_features=true num_frequencies=5 \
         discrete_embedding_size=16 mission_filters=16 image_size=112 image_encoder_width=16 \
+        --task-weights metaworld=0.01 atari=0.01 mujoco=0.01 babyai=0.01 view-captions=10 game-captions=3 missions=1
+    train --output "$FOLDER/grounding" --init-from "$FOLDER/reading" --steps "$GROUNDING" \
+        --lr_scheduler_type constant_with_warmup \
         --task-weights metaworld=0.3 atari=0.1 text=1 view-captions=45 mujoco=2 babyai=1 babyai-go-to-local=8 \
         babyai-pickup-loc=8 babyai-action-obj-door=8 babyai-put-next-local=10 babyai-pickup-dist=6 \
         babyai-go-to-red-ball=4 babyai-synth-loc=4 babyai-synth=4 babyai-key-corridor=4 babyai-unlock=4 \
