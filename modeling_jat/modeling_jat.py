@@ -509,7 +509,7 @@ class ContinuousEncoder(nn.Linear):
         features = features.to(self.weight.dtype)
         if x.shape[:-1].numel() <= self.FEW_ROWS:
             return super().forward(cyclic_expand(features, self.size).flatten(-2))
-        # Of many rows each would be multiplied with its repetitions: once added up, these weights are fewer.
+        # For many rows it pays to add up, once, the weights that a value and its repetitions are multiplied with.
         weight = cyclic_sum(self.weight.unflatten(-1, (-1, self.size)), x.shape[-1])
         return F.linear(features.flatten(-2), weight.flatten(-2), self.bias)
 
