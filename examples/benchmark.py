@@ -127,6 +127,7 @@ class PublishedModel(JatModelForCausalLM):
         AttentionInterface.register("published", published_attention)
         AttentionMaskInterface.register("published", eager_mask)
         modeling_jat.TrunkLinear.FEW_ROWS = 0
+        modeling_jat.ContinuousEncoder.FEW_ROWS = float("inf")
         modeling_jat.CrossEntropy = PublishedCrossEntropy
         config.normed_embeddings = False
         super().__init__(config)

@@ -159,7 +159,7 @@ def one_query_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one query, (B, heads, 1, head size): in half precision on CPUs, in half the time of torch's own."""
+    """Attention of one query, (B, heads, 1, head size): for batches in half precision, CPUs are twice as fast in it."""
     weights = (query * key).sum(-1) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask[:, :, 0]
