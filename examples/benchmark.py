@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate import AgentPlayer, load_agent
+from evaluate import PRECISIONS, AgentPlayer, load_agent
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,7 +51,6 @@ from modeling_jat import JatConfig, JatModelForCausalLM, modeling_jat, pretraine
 from processing_jat import JatProcessor
 
 PARTS = ["sizes", "acting", "agent", "evaluation", "training", "processor"]
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST_STEP, LAST_STEP = 50, 150  # of an episode; these are timed
 EVALUATED = ("atari-pong", "babyai-go-to", "metaworld-reach")
 

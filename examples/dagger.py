@@ -12,7 +12,7 @@ import argparse
 import sys
 
 import httpx2
-from evaluate import AgentPlayer, digest, load_agent
+from evaluate import PRECISIONS, AgentPlayer, digest, load_agent
 
 from dataset_builder.__main__ import main as run_builder
 
@@ -24,6 +24,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", required=True, help="folder or Hub repository of the JAT that acts")
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="that it computes in")
     parser.add_argument("--no-prompt", action="store_true", help="do not tell the model each task's instruction")
     parser.add_argument(
         "--register", action="append", default=[], metavar="MODULE", help="a module or file that registers tasks"
@@ -37,7 +38,7 @@ def main() -> int:
     student = AgentPlayer(
         model=args.model,
         weights=digest(model),
-        dtype="float32",
+        dtype=args.dtype,
         device="cpu",
         num_envs=1,
         num_threads=1,

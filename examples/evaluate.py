@@ -36,6 +36,8 @@ from dataset_builder.executors import EXECUTORS, check_executor, keep_freed_memo
 from dataset_builder.mixing import cut_window
 from dataset_builder.report import EVALUATION, Evaluation, format_evaluation, write_evaluation
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @lru_cache(maxsize=1)
 def load_agent(name: str, dtype: str, device: str) -> tuple[Any, Any]:
@@ -141,7 +143,7 @@ def main() -> int:
     parser.add_argument("--num-envs", type=int, default=10, help="environments that the model plays at once")
     parser.add_argument("--num-workers", type=int, default=1, help="processes of the local executor")
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="ray: the cluster of RAY_ADDRESS")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest of discrete actions")
     parser.add_argument("--prompt", action="store_true", help="tell the model each task's instruction")

@@ -236,7 +236,8 @@ lessons() {
 }
 
 lesson() {
-    "$PYTHON" examples/dagger.py --model "$FOLDER/first" --output "$FOLDER/lessons" --num-workers "$WORKERS" "$@"
+    "$PYTHON" examples/dagger.py --model "$FOLDER/first" --dtype float16 --output "$FOLDER/lessons" \
+        --num-workers "$WORKERS" "$@"
 }
 
 # Four parts. First captions, nearly alone. What BabyAI's missions name is found in 1,750 steps if rooms with many things

@@ -147,9 +147,10 @@ def test_the_film_shows_the_agent_as_it_was_evaluated(prompted_model, tmp_path):
 def test_an_agent_learns_from_where_it_gets_itself(data_folder, model_folder, tmp_path):
     lessons, model = tmp_path / "lessons", tmp_path / "jat"
     tasks = TASKS[1:3]
-    run("examples/dagger.py", "--model", model_folder, "--tasks", *tasks, "--episodes", "3", "--output", lessons)
+    student = ["--model", model_folder, "--dtype", "float16"]
+    run("examples/dagger.py", *student, "--tasks", *tasks, "--episodes", "3", "--output", lessons)
     recipe = json.loads((lessons / tasks[0] / "manifest.json").read_text())["recipe"]
-    assert recipe["student"]["policy"] == "jat"
+    assert (recipe["student"]["policy"], recipe["student"]["dtype"]) == ("jat", "float16")
     options = ["--init-from", model_folder, "--tasks", *tasks, "--batch-size", "2", "--steps", "2", "--output", model]
     positions = AutoConfig.from_pretrained(model_folder).max_position_embeddings
     window = positions + 8  # longer than the model has seen
