@@ -1,7 +1,7 @@
 """The whole path in a few minutes: data, training, evaluation, replay and report. `make demo` runs it.
 
     python examples/demo.py --output demo
-    python examples/demo.py --recipe twelve --output twelve --repo-id USER/jat    # 20 minutes of training on 2 cores
+    python examples/demo.py --recipe twelve --output twelve --repo-id USER/jat    # 20 minutes of training or more
 
 Runs, one after another, the commands that you would type yourself, and stops at the first one that fails. First
 jat-mini, the agent that comes with the package, plays a task of each domain; then a new one is trained, on one task of
