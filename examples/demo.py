@@ -1,7 +1,7 @@
 """The whole path in a few minutes: data, training, evaluation, replay and report. `make demo` runs it.
 
     python examples/demo.py --output demo
-    python examples/demo.py --recipe twelve --output twelve --repo-id USER/jat    # 20 minutes of training or more
+    python examples/demo.py --recipe twelve --output twelve --repo-id USER/jat    # half an hour of training or more
 
 Runs, one after another, the commands that you would type yourself, and stops at the first one that fails. First
 jat-mini, the agent that comes with the package, plays a task of each domain; then a new one is trained, on one task of
@@ -67,10 +67,11 @@ RECIPES = {
         },
         training="""
             --hidden-size 128 --num-layers 4 --num-heads 4 --window 64 --image-window 8
-            --steps 2400 --gradient-accumulation 4 --task-weights babyai-go-to-red-ball-no-dists=0.5 mujoco-swimmer=0.5
-            metaworld-reach=2 metaworld-door-close=2 metaworld-button-press-topdown=2
+            --muon --learning-rate 2e-3 --steps 2000 --gradient-accumulation 4
+            --task-weights babyai-go-to-red-ball-no-dists=0.5 mujoco-swimmer=0.5
+            metaworld-reach=2 metaworld-door-close=2 metaworld-button-press-topdown=2 atari-pong=2
         """,
-        remark="Twenty minutes are little: more steps, and more episodes of the games, make all of them better.",
+        remark="Half an hour is little: more steps, and more episodes of the games, make all of them better.",
     ),
 }
 

@@ -255,7 +255,7 @@ def test_the_demo(tmp_path):
 
 @pytest.mark.slow
 def test_twelve_tasks(tmp_path):
-    """Twenty minutes of training on 2 cores: all above random, half of them at half of the expert's score at least."""
+    """Half an hour of training on 2 cores: all above random, half of them at half of the expert's score at least."""
     with running_hub(lfs=(".safetensors", ".mp4")) as hub:
         environment = {**os.environ, **hub.environment(tmp_path / "home")}
         command = ["examples/demo.py", "--recipe", "twelve", "--output", str(tmp_path), "--repo-id", "jat/twelve"]
