@@ -27,8 +27,10 @@ list() { "$PYTHON" -m dataset_builder list --tasks "$1"; }
 networks() { list atari | awk '$3 == "network" {print $1}'; }
 
 # Their data are plans instead of what a script does.
-PLANNED="metaworld-button-press metaworld-button-press-topdown metaworld-door-close metaworld-handle-press
-metaworld-handle-pull-side metaworld-plate-slide-back metaworld-push metaworld-sweep-into metaworld-window-open"
+QUICKLY_PLANNED="metaworld-button-press metaworld-button-press-topdown metaworld-door-close metaworld-handle-press
+metaworld-handle-pull-side"
+SLOWLY_PLANNED="metaworld-plate-slide-back metaworld-push"
+PLANNED="$QUICKLY_PLANNED $SLOWLY_PLANNED"
 
 # The tasks of a domain but some.
 others() { list "$1" | awk '{print $1}' | grep -vxF "$(printf '%s\n' $2)"; }
@@ -36,7 +38,8 @@ others() { list "$1" | awk '{print $1}' | grep -vxF "$(printf '%s\n' $2)"; }
 data() {
     # About every second episode of continuous actions is executed with noise, which the stored actions correct.
     build --tasks $(others metaworld "$PLANNED") --expert tuned --episodes 60 --max-episode-steps 200 --action-noise 0.3
-    build --tasks $PLANNED --expert mpc --episodes 60 --max-episode-steps 120 --action-noise 0.3
+    build --tasks $QUICKLY_PLANNED --expert mpc --episodes 60 --max-episode-steps 120 --action-noise 0.3
+    build --tasks $SLOWLY_PLANNED --expert mpc --episodes 30 --max-episode-steps 120 --action-noise 0.3
     build --tasks mujoco --steps 40000 --action-noise 0.1
     build --tasks $(others babyai babyai-move-two-across-s8n9) --episodes 2000
     build --tasks babyai-move-two-across-s8n9 --episodes 4000
@@ -50,7 +53,7 @@ reading() {
     train --output "$FOLDER/reading" --steps "$READING" --lr_scheduler_type constant_with_warmup \
         --hidden-size 256 --num-layers 4 --num-heads 4 --vocab-size 1024 \
         --config action_feedback=none observation_loss_coef=0 mu_law_features=true num_frequencies=5 \
-        discrete_embedding_size=16 mission_filters=16 image_size=112 image_encoder_width=16 \
+        discrete_embedding_size=16 mission_filters=16 image_size=112 image_encoder_width=12 \
         --task-weights metaworld=0.01 atari=0.01 mujoco=0.01 babyai=0.01 view-captions=10 game-captions=3 missions=1
 }
 
