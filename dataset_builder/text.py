@@ -38,7 +38,7 @@ from .tasks import TaskSpec, register_task
 LONGEST_SIDE = 352  # pixels, as published
 ROWS_PER_CHUNK = 10_000
 IMAGE_ROWS_PER_CHUNK = 1_000
-EXAMPLES_PER_BATCH = 256  # are read, and their images fetched, together
+EXAMPLES_PER_BATCH, THREADS = 256, 32  # are read, and their images fetched, together
 
 
 class DroppedError(Exception):
@@ -266,11 +266,12 @@ class TextStream:
     Args:
         task: the subset.
         fetcher: of images that are addresses in the source.
+        rows: how many; fewer if the source ends before.
         place: where to begin, as `place` said before; the beginning of the source by default.
     """
 
-    def __init__(self, task: TaskSpec, fetcher: ImageFetcher, place: dict[str, Any] | None = None) -> None:
-        self.source, self.fetcher = SOURCES[task.name], fetcher
+    def __init__(self, task: TaskSpec, fetcher: ImageFetcher, rows: int, place: dict[str, Any] | None = None) -> None:
+        self.source, self.fetcher, self.missing = SOURCES[task.name], fetcher, rows
         self.place = place or {"state": None, "skip": 0}
         self.dropped: Counter[str] = Counter()
 
@@ -280,17 +281,24 @@ class TextStream:
             stream.load_state_dict(self.place["state"])
         examples = iter(stream)
         skip = self.place["skip"]
-        with ThreadPoolExecutor(32) as threads:
-            while batch := list(islice(examples, EXAMPLES_PER_BATCH)):
+        with ThreadPoolExecutor(THREADS) as threads:
+            while self.missing and (batch := list(islice(examples, self._batch_size(skip)))):
                 rows = threads.map(self._row, batch[skip:])
                 for number, row in enumerate(rows, start=skip + 1):
                     self.place = {**self.place, "skip": number}
                     if isinstance(row, DroppedError):
                         self.dropped[str(row)] += 1
                     else:
+                        self.missing -= 1
                         yield row
+                        if not self.missing:
+                            return
                 self.place = {"state": stream.state_dict(), "skip": 0}
                 skip = 0
+
+    def _batch_size(self, skip: int) -> int:
+        """No more than are missing, as making them may be dear, but at least one for each thread."""
+        return min(max(skip + self.missing, THREADS), EXAMPLES_PER_BATCH)
 
     def _row(self, example: dict[str, Any]) -> dict[str, Any] | DroppedError:
         try:
@@ -310,7 +318,7 @@ class TextStream:
 
 def text_rows(task: TaskSpec, rows: int, allow_local: bool = False) -> Iterator[dict[str, Any]]:
     """The first rows of a subset that can be had."""
-    return islice(TextStream(task, ImageFetcher(allow_local=allow_local)), rows)
+    return iter(TextStream(task, ImageFetcher(allow_local=allow_local), rows))
 
 
 def build_text(
@@ -338,9 +346,9 @@ def build_text(
     with tqdm(total=rows, initial=first, desc=task.name, unit="row", disable=not progress) as bar:
         while first < rows:
             # A chunk is a function of the place where it begins alone, whether the build was interrupted there or not.
-            stream = TextStream(task, fetcher, place)
+            stream = TextStream(task, fetcher, min(size, rows - first), place)
             chunk = []
-            for row in islice(stream, min(size, rows - first)):
+            for row in stream:
                 chunk.append(row)
                 bar.update()
                 bar.set_postfix(dropped=stream.dropped.total(), refresh=False)

@@ -75,6 +75,13 @@ def test_a_longer_subset_begins_like_a_shorter_one(folder, tmp_path):
     assert few["text"][:] == many["text"][: len(few)]
 
 
+def test_no_more_rows_are_made_than_wanted(captions, tmp_path, monkeypatch):
+    made, mission = [], captions._mission
+    monkeypatch.setattr(captions, "_mission", lambda env, seed: made.append(seed) or mission(env, seed))
+    build("missions", tmp_path, episodes=40, progress=False)
+    assert len(made) == 40
+
+
 def test_it_verifies_like_the_others(folder, capsys):
     assert main(["verify", str(folder)]) == 0
     assert "3 tasks verified: 0 faults" in capsys.readouterr().out
