@@ -285,7 +285,8 @@ class TextStream:
             while self.missing and (batch := list(islice(examples, self._batch_size(skip)))):
                 rows = threads.map(self._row, batch[skip:])
                 for number, row in enumerate(rows, start=skip + 1):
-                    self.place = {**self.place, "skip": number}
+                    at_end = number == len(batch)
+                    self.place = {"state": stream.state_dict(), "skip": 0} if at_end else self.place | {"skip": number}
                     if isinstance(row, DroppedError):
                         self.dropped[str(row)] += 1
                     else:
@@ -293,7 +294,6 @@ class TextStream:
                         yield row
                         if not self.missing:
                             return
-                self.place = {"state": stream.state_dict(), "skip": 0}
                 skip = 0
 
     def _batch_size(self, skip: int) -> int:

@@ -82,6 +82,14 @@ def test_no_more_rows_are_made_than_wanted(captions, tmp_path, monkeypatch):
     assert len(made) == 40
 
 
+def test_a_chunk_does_not_make_the_rows_of_the_one_before_again(captions, tmp_path, monkeypatch):
+    made, mission = [], captions._mission
+    monkeypatch.setattr(captions, "_mission", lambda env, seed: made.append(seed) or mission(env, seed))
+    monkeypatch.setattr("dataset_builder.text.ROWS_PER_CHUNK", 32)
+    build("missions", tmp_path, episodes=96, progress=False)
+    assert len(made) <= 96 + 2 * captions.ROWS_PER_PART  # a source goes on at the beginning of a part
+
+
 def test_it_verifies_like_the_others(folder, capsys):
     assert main(["verify", str(folder)]) == 0
     assert "3 tasks verified: 0 faults" in capsys.readouterr().out
