@@ -28,7 +28,7 @@ networks() { list atari | awk '$3 == "network" {print $1}'; }
 
 # Their data are plans instead of what a script does.
 QUICKLY_PLANNED="metaworld-button-press metaworld-button-press-topdown metaworld-door-close metaworld-handle-press
-metaworld-handle-pull-side"
+metaworld-handle-pull-side metaworld-window-open"
 SLOWLY_PLANNED="metaworld-plate-slide-back metaworld-push"
 PLANNED="$QUICKLY_PLANNED $SLOWLY_PLANNED"
 
@@ -108,7 +108,8 @@ lessons_of_second() {
     lesson second --seed 2 --tasks mujoco-ant mujoco-walker --steps 15000 --max-episode-steps 600
     lesson second --seed 2 --tasks $(printf 'metaworld-%s ' hammer peg-unplug-side reach reach-wall disassemble \
         basketball bin-picking handle-pull plate-slide-back-side pick-out-of-hole peg-insert-side box-close sweep \
-        handle-press-side) --expert tuned --steps 5000 --max-episode-steps 250
+        handle-press-side stick-pull push pick-place soccer sweep-into) --expert tuned --steps 5000 \
+        --max-episode-steps 250
 }
 
 lesson() {

@@ -676,7 +676,7 @@ class JatContext:
         elif (
             hasattr(action_space, "low")
             and len(action_space.shape) == 1
-            and action_space.shape[0] <= (config.max_continuous_size)
+            and action_space.shape[0] <= config.max_continuous_size
         ):
             self.actions = torch.zeros((rows, *action_space.shape), **options)
             self.low = torch.as_tensor(action_space.low, dtype=torch.float32, device=model.device)
