@@ -7,14 +7,15 @@
 #     SECOND=10000 sh examples/jat_mini.sh second
 #     OPTIONS="--batch-size 128 --gradient-accumulation 2 --dataloader_num_workers 12" sh examples/jat_mini.sh  # a GPU
 #
-# Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the data take an hour and a half, the training four
-# and a half, its lessons 40 minutes, and the evaluation an hour. What was tried on the way here, and what it gave, and
-# how the weights of the package came about, which are older than this: jat_mini.md.
+# Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the data take some two hours, the training six, its
+# lessons an hour and a half, and the evaluation as long. What was tried on the way here, and what it gave, and how the
+# weights of the package came about, which are older than this: jat_mini.md.
 #
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}" "${PROCESSES:=1}"
-: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=4000}" "${SECOND:=12000}" "${DECAY:=3000}" "${THIRD:=4000}"
+: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=4000}" "${SECOND:=12000}" "${DECAY:=3000}"
+: "${THIRD:=4000}" "${FOURTH:=4000}"
 : "${OPTIONS:=}"  # other ones of examples/train.py, for all parts of the training
 
 build() {
@@ -44,7 +45,8 @@ data() {
     build --tasks $(others babyai babyai-move-two-across-s8n9) --episodes 2000
     build --tasks babyai-move-two-across-s8n9 --episodes 4000
     build --tasks $(networks) --steps 10000 --max-episode-steps 4000
-    build --tasks game-captions missions --episodes 4000
+    build --tasks missions --episodes 4000
+    build --tasks game-captions --episodes 12000
     build --tasks view-captions --episodes 40000
 }
 
@@ -68,7 +70,8 @@ grounding() {
 }
 
 # All tasks, until there is an agent to give lessons to; then all tasks and its lessons, down to a learning rate of 0;
-# then again, with the lessons of that agent.
+# then again, twice, with the lessons of the agent before. The last part sees more of games, and of their captions, which
+# were drawn least until then.
 first() {
     train --output "$FOLDER/first" --init-from "$FOLDER/grounding" --steps "$FIRST" \
         --lr_scheduler_type constant_with_warmup --task-weights $WEIGHTS
@@ -84,6 +87,12 @@ third() {
     train --output "$FOLDER/third" --init-from "$FOLDER/second" --data "$FOLDER/data" "$FOLDER/lessons-of-first" \
         "$FOLDER/lessons-of-second" --steps "$THIRD" --learning-rate 1.2e-3 --lr_scheduler_type linear \
         --task-weights $WEIGHTS
+}
+
+fourth() {
+    train --output "$FOLDER/fourth" --init-from "$FOLDER/third" --data "$FOLDER/data" "$FOLDER/lessons-of-first" \
+        "$FOLDER/lessons-of-second" "$FOLDER/lessons-of-third" --steps "$FOURTH" --learning-rate 1.2e-3 \
+        --lr_scheduler_type linear --task-weights $WEIGHTS atari=1.5 game-captions=12
 }
 
 # Lessons are what the agent's experts would do where it gets itself: in MuJoCo's bodies that fall, which those of the
@@ -110,6 +119,16 @@ lessons_of_second() {
         basketball bin-picking handle-pull plate-slide-back-side pick-out-of-hole peg-insert-side box-close sweep \
         handle-press-side stick-pull push pick-place soccer sweep-into) --expert tuned --steps 5000 \
         --max-episode-steps 250
+}
+
+# Of other starts again, and in the missions too that it follows worst.
+lessons_of_third() {
+    lesson third --seed 3 --tasks mujoco-halfcheetah mujoco-standup --steps 30000 --max-episode-steps 600
+    lesson third --seed 3 --tasks $(printf 'metaworld-%s ' basketball bin-picking box-close peg-insert-side \
+        peg-unplug-side stick-pull soccer sweep push hammer disassemble pick-out-of-hole sweep-into) --expert tuned \
+        --steps 5000 --max-episode-steps 250
+    lesson third --seed 3 --tasks $(printf 'babyai-%s ' move-two-across-s8n9 boss-level boss-level-no-unlock \
+        mini-boss-level unlock go-to-imp-unlock synth-loc synth-seq) --episodes 300 --max-episode-steps 400
 }
 
 lesson() {
@@ -139,14 +158,16 @@ training() {
     second
     lessons_of_second
     third
+    lessons_of_third
+    fourth
 }
 
 # The weights in half precision, which `from_pretrained` reads as float32; their code comes with the package. Acting
 # looks back over 32 timesteps.
 release() {
     mkdir -p "$FOLDER/jat-mini"
-    cp "$FOLDER"/third/*.json "$FOLDER/jat-mini"
-    "$PYTHON" - "$FOLDER/third" "$FOLDER/jat-mini" <<'END'
+    cp "$FOLDER"/fourth/*.json "$FOLDER/jat-mini"
+    "$PYTHON" - "$FOLDER/fourth" "$FOLDER/jat-mini" <<'END'
 import json, sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
