@@ -7,9 +7,9 @@
 #     SECOND=10000 sh examples/jat_mini.sh second
 #     OPTIONS="--batch-size 128 --gradient-accumulation 2 --dataloader_num_workers 12" sh examples/jat_mini.sh  # a GPU
 #
-# Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the data take some two hours, the training six, its
-# lessons an hour and a half, and the evaluation as long. What was tried on the way here, and what it gave, and how the
-# weights of the package came about, which are older than this: jat_mini.md.
+# Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the training takes some five hours up to its third
+# part, its lessons one; the fourth part, which is as long as the third, was not run to its end yet. What was tried on
+# the way here, and what it gave, and how the weights of the package came about, which are older than this: jat_mini.md.
 #
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
