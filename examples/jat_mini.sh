@@ -70,7 +70,7 @@ grounding() {
 }
 
 # All tasks, until there is an agent to give lessons to; then all tasks and its lessons, down to a learning rate of 0;
-# then again, twice, with the lessons of the agent before. The last part sees more of games, and of their captions, which
+# then again, twice, with the lessons of the agent before. The last part sees more of games and of their captions, which
 # were drawn least until then.
 first() {
     train --output "$FOLDER/first" --init-from "$FOLDER/grounding" --steps "$FIRST" \
