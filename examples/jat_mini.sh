@@ -46,7 +46,7 @@ data() {
     build --tasks babyai-move-two-across-s8n9 --episodes 4000
     build --tasks $(networks) --steps 10000 --max-episode-steps 4000
     build --tasks missions --episodes 4000
-    build --tasks game-captions --episodes 12000
+    build --tasks game-captions --episodes 8000
     build --tasks view-captions --episodes 40000
 }
 
@@ -92,7 +92,7 @@ third() {
 fourth() {
     train --output "$FOLDER/fourth" --init-from "$FOLDER/third" --data "$FOLDER/data" "$FOLDER/lessons-of-first" \
         "$FOLDER/lessons-of-second" "$FOLDER/lessons-of-third" --steps "$FOURTH" --learning-rate 1.2e-3 \
-        --lr_scheduler_type linear --task-weights $WEIGHTS atari=1.5 game-captions=12
+        --lr_scheduler_type linear --task-weights $WEIGHTS atari=1.5 game-captions=40
 }
 
 # Lessons are what the agent's experts would do where it gets itself: in MuJoCo's bodies that fall, which those of the

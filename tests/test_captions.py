@@ -77,14 +77,14 @@ def test_a_longer_subset_begins_like_a_shorter_one(folder, tmp_path):
 
 def test_no_more_rows_are_made_than_wanted(captions, tmp_path, monkeypatch):
     made, mission = [], captions._mission
-    monkeypatch.setattr(captions, "_mission", lambda env, seed: made.append(seed) or mission(env, seed))
+    monkeypatch.setattr(captions, "_mission", lambda env, rng: made.append(env) or mission(env, rng))
     build("missions", tmp_path, episodes=40, progress=False)
     assert len(made) == 40
 
 
 def test_a_chunk_does_not_make_the_rows_of_the_one_before_again(captions, tmp_path, monkeypatch):
     made, mission = [], captions._mission
-    monkeypatch.setattr(captions, "_mission", lambda env, seed: made.append(seed) or mission(env, seed))
+    monkeypatch.setattr(captions, "_mission", lambda env, rng: made.append(env) or mission(env, rng))
     monkeypatch.setattr("dataset_builder.text.ROWS_PER_CHUNK", 32)
     build("missions", tmp_path, episodes=96, progress=False)
     assert len(made) <= 96 + 2 * captions.ROWS_PER_PART  # a source goes on at the beginning of a part
