@@ -103,15 +103,14 @@ class JatProcessor(ProcessorMixin):
             texts: what the vocabulary is learned from.
             vocab_size: most tokens, at least 257: every byte and the end of text.
             model_max_length: positions of the model, in tokens.
-            image_size: side of the images that go with text, in pixels.
+            image_size: side of the square into which images that go with text are squeezed, in pixels.
             kwargs: sizes, as in the constructor.
         """
         tokenizer = GPT2Tokenizer().train_new_from_iterator(texts, vocab_size, show_progress=False)
         tokenizer.pad_token = tokenizer.eos_token
         tokenizer.model_max_length = model_max_length
-        image_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-        )
+        # Published: cropped to a square, without the edges at which games show their lives.
+        image_processor = CLIPImageProcessorPil(size={"height": image_size, "width": image_size}, do_center_crop=False)
         return cls(image_processor, tokenizer, **kwargs)
 
     @property

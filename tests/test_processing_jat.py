@@ -321,6 +321,15 @@ def test_image_and_text(processor):
         processor(images=[image, image], text=["go"], return_tensors="pt")
 
 
+@pytest.mark.parametrize("size", [(160, 210), (210, 160)])
+def test_the_edges_of_an_image_are_seen(processor, size):
+    image = np.zeros((*size, 3), np.uint8)
+    image[0] = image[-1] = image[:, 0] = image[:, -1] = 255
+    seen = processor(images=[image], return_tensors="pt")["pixel_values"][0, 0]
+    for edge in (seen[0], seen[-1], seen[:, 0], seen[:, -1]):
+        assert edge.min() > seen[1:-1, 1:-1].median() + 1
+
+
 def test_round_trip(processor, tmp_path):
     changed = JatProcessor(processor.image_processor, processor.tokenizer, mission_length=32, max_discrete_size=180)
     changed.save_pretrained(tmp_path)
