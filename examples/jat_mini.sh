@@ -7,9 +7,9 @@
 #     SECOND=10000 sh examples/jat_mini.sh second
 #     OPTIONS="--batch-size 128 --gradient-accumulation 2 --dataloader_num_workers 12" sh examples/jat_mini.sh  # a GPU
 #
-# Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the training takes some five hours up to its third
-# part, its lessons one; the fourth part, which is as long as the third, was not run to its end yet. What was tried on
-# the way here, and what it gave, and how the weights of the package came about, which are older than this: jat_mini.md.
+# Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the training takes some six hours, and its lessons
+# one and a half. What was tried on the way here, and what it gave, and how the weights of the package came about, which are older
+# than this: jat_mini.md.
 #
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
@@ -92,7 +92,7 @@ third() {
 fourth() {
     train --output "$FOLDER/fourth" --init-from "$FOLDER/third" --data "$FOLDER/data" "$FOLDER/lessons-of-first" \
         "$FOLDER/lessons-of-second" "$FOLDER/lessons-of-third" --steps "$FOURTH" --learning-rate 1.2e-3 \
-        --lr_scheduler_type linear --task-weights $WEIGHTS atari=1.5 game-captions=40
+        --lr_scheduler_type linear --task-weights $WEIGHTS atari=1.5 game-captions=60
 }
 
 # Lessons are what the agent's experts would do where it gets itself: in MuJoCo's bodies that fall, which those of the
