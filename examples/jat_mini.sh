@@ -8,8 +8,8 @@
 #     OPTIONS="--batch-size 128 --gradient-accumulation 2 --dataloader_num_workers 12" sh examples/jat_mini.sh  # a GPU
 #
 # Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the training takes some six hours, and its lessons
-# one and a half. What was tried on the way here, and what it gave, and how the weights of the package came about, which are older
-# than this: jat_mini.md.
+# one and a half. What was tried on the way here, and what it gave, and how the weights of the package came about,
+# which are older than this: jat_mini.md.
 #
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
