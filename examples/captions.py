@@ -29,7 +29,7 @@ from dataset_builder.text import Source, register_text
 # A part is a function of its number: a build goes on with the next one.
 SEED, PARTS, ROWS_PER_PART = 0, 20_000, 8
 TILE_SIZE = 16  # pixels
-LONGEST_WALK = {"atari": 200, "babyai": 20}  # timesteps before a frame
+LONGEST_WALK = {"atari": 1000, "babyai": 20}  # timesteps before a frame; of a game, as many as it may last
 MOST_OBJECTS = 4  # in a caption
 
 

@@ -43,6 +43,12 @@ def test_captions_say_what_frames_show(folder):
     assert all(re.fullmatch(rf"nothing|{THING}(, {THING})*", row["text"]) for row in views)
 
 
+def test_frames_are_of_whole_episodes(folder):
+    captions = set(load_dataset(str(folder), "game-captions", split="train")["text"])
+    for game in ("Alien", "Assault", "Asterix", "Asteroids"):
+        assert len([caption for caption in captions if caption.startswith(f"{game}, ")]) >= 3
+
+
 def test_a_caption_names_the_nearest_things_first(captions):
     with make_env("babyai-go-to-local", render_mode="rgb_array") as env:
         observation, _ = env.reset(seed=3)
