@@ -83,17 +83,20 @@ second() {
         --lr_scheduler_kwargs "{\"num_decay_steps\": $DECAY}" --task-weights $WEIGHTS
 }
 
-third() { again third second "$THIRD" "first second" --task-weights $WEIGHTS; }
+third() {
+    again second third --steps "$THIRD" --task-weights $WEIGHTS \
+        --data "$FOLDER/data" "$FOLDER/lessons-of-first" "$FOLDER/lessons-of-second"
+}
 
-fourth() { again fourth third "$FOURTH" "first second third" --task-weights $WEIGHTS atari=1.5 game-captions=60; }
+fourth() {
+    again third fourth --steps "$FOURTH" --task-weights $WEIGHTS atari=1.5 game-captions=60 \
+        --data "$FOLDER/data" "$FOLDER/lessons-of-first" "$FOLDER/lessons-of-second" "$FOLDER/lessons-of-third"
+}
 
-# What the part is called, the one it starts from, its steps, and the agents whose lessons it has.
 again() {
-    part=$1 start=$2 steps=$3 teachers=$4
-    shift 4
-    train --output "$FOLDER/$part" --init-from "$FOLDER/$start" \
-        --data "$FOLDER/data" $(printf "$FOLDER/lessons-of-%s " $teachers) --steps "$steps" \
-        --learning-rate 1.2e-3 --lr_scheduler_type linear "$@"
+    start=$1 part=$2
+    shift 2
+    train --init-from "$FOLDER/$start" --output "$FOLDER/$part" --learning-rate 1.2e-3 --lr_scheduler_type linear "$@"
 }
 
 # Lessons are what the agent's experts would do where it gets itself: in MuJoCo's bodies that fall, which those of the
