@@ -35,6 +35,9 @@ class BatchPolicy(Protocol):
     def restart(self, row: int, seed: int) -> None:
         """Begin a new episode in one of them, which was just reset from `seed`."""
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these of them only, as rows 0, 1, and so on."""
+
     def act_batch(self, observations: Observation, rewards: np.ndarray) -> Sequence[Action]:
         """An action for every row of the observations; rewards are 0 where an episode begins."""
 
@@ -88,6 +91,9 @@ class AgentPolicy:
     def restart(self, row: int, seed: int) -> None:
         self.context.reset([row], [seed])
 
+    def keep(self, rows: Sequence[int]) -> None:
+        self.context.keep(rows)
+
     def act_batch(self, observations: Observation, rewards: np.ndarray) -> Sequence[Action]:
         return self.model.get_next_action(self.processor(observations, reward=rewards), self.context, **self.options)
 
@@ -95,32 +101,37 @@ class AgentPolicy:
 def play_batch(envs: Sequence[TaskEnv], policy: BatchPolicy, seeds: Sequence[int]) -> Iterator[Episode]:
     """Play one episode for each seed, as many at once as there are environments; yields them as they end."""
     waiting = list(seeds)
+    envs = list(envs)[: len(waiting)]
     policy.begin(envs[0], len(envs))
     conversations: list[Any] = [None] * len(envs)
     observations: list[Observation] = [{}] * len(envs)
     rewards = np.zeros(len(envs), np.float32)
 
     def start(row: int) -> None:
-        conversations[row] = None
-        if waiting:
-            seed = waiting.pop(0)
-            conversations[row] = play(envs[row], seed, keep_observations=False)
-            observations[row], _ = next(conversations[row])
-            rewards[row] = 0.0
-            policy.restart(row, seed)
+        seed = waiting.pop(0)
+        conversations[row] = play(envs[row], seed, keep_observations=False)
+        observations[row], _ = next(conversations[row])
+        rewards[row] = 0.0
+        policy.restart(row, seed)
 
     for row in range(len(envs)):
         start(row)
-    while any(conversations):
-        # A row without an episode goes on showing its last observation; its actions are executed nowhere.
+    while envs:
         actions = policy.act_batch(stack_observations(observations), rewards)
+        kept = []
         for row, conversation in enumerate(conversations):
-            if conversation is not None:
-                try:
-                    observations[row], rewards[row] = conversation.send(actions[row])
-                except StopIteration as end:
-                    yield end.value
-                    start(row)
+            try:
+                observations[row], rewards[row] = conversation.send(actions[row])
+            except StopIteration as end:
+                yield end.value
+                if not waiting:
+                    continue
+                start(row)
+            kept.append(row)
+        if len(kept) < len(envs):
+            envs, conversations = [envs[row] for row in kept], [conversations[row] for row in kept]
+            observations, rewards = [observations[row] for row in kept], rewards[kept]
+            policy.keep(kept)
 
 
 def stack_observations(observations: Sequence[Observation]) -> Observation:

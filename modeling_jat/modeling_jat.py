@@ -747,12 +747,29 @@ class JatContext:
             rows: list of indices or boolean mask; by default all.
             seeds: of the actions that are sampled, one for each of the rows; by default the rows go on drawing.
         """
-        index = np.arange(len(self.timesteps)) if rows is None else np.asarray(rows)
-        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        index = self._indices(range(len(self.timesteps)) if rows is None else rows)
         self.timesteps[torch.as_tensor(index)] = 0
         if seeds is not None:
             for row, generator in zip(index, self._generators(index, seeds), strict=True):
                 self.generators[row] = generator
+
+    def keep(self, rows: Any) -> None:
+        """Go on with some rows only, which are 0, 1, and so on from then on: no more is to happen in the others.
+
+        Args:
+            rows: list of indices or boolean mask.
+        """
+        index = self._indices(rows)
+        self.num_envs = len(index)
+        self.generators = [self.generators[row] for row in index]
+        kept = torch.as_tensor(index, device=self.timesteps.device)
+        self.keys, self.values = self.keys[:, kept], self.values[:, kept]
+        self.embeddings, self.timesteps, self.actions = self.embeddings[kept], self.timesteps[kept], self.actions[kept]
+
+    @staticmethod
+    def _indices(rows: Any) -> np.ndarray:
+        index = np.asarray(rows)
+        return np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
 
     @staticmethod
     def _generators(rows: Sequence[int], seeds: Sequence[int] | None) -> list[np.random.Generator]:

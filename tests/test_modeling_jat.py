@@ -729,6 +729,22 @@ class TestActing:
                 actions.append(model.get_next_action(acting_inputs([0, 1], t)))
         np.testing.assert_allclose(actions[6:], actions[:6], atol=0.02)
 
+    @pytest.mark.parametrize("kept", [[2, 0], [False, False, True]])
+    def test_some_rows_go_on_alone(self, make_model, kept):
+        """As they would have beside the others, sampled actions too."""
+        model, actions = make_model(max_position_embeddings=12), []
+        for rows in (slice(None), kept):
+            context = model.reset(spaces.Discrete(300), num_envs=3, seeds=range(3))
+            for t in range(4):
+                model.get_next_action(acting_inputs([0, 1, 2], t))
+                if t == 1:
+                    context.reset([1])
+            if rows == kept:
+                context.keep(kept)
+            inputs = [{key: value[rows] for key, value in acting_inputs([0, 1, 2], t).items()} for t in range(4, 12)]
+            actions.append(np.stack([model.get_next_action(step) for step in inputs], axis=1))
+        np.testing.assert_array_equal(actions[1], actions[0][np.array(kept)])
+
     def test_actions_that_do_not_begin_at_zero(self, make_model):
         """Are the ones that the data hold: `start` is the first."""
         model = make_model()
