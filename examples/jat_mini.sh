@@ -7,15 +7,14 @@
 #     SECOND=10000 sh examples/jat_mini.sh second
 #     OPTIONS="--batch-size 128 --gradient-accumulation 2 --dataloader_num_workers 12" sh examples/jat_mini.sh  # a GPU
 #
-# Interrupted, it goes on where it was. On 2 cores with PROCESSES=2 the training takes some six hours, and its lessons
-# one and a half. What was tried on the way here, and what it gave, and how the weights of the package came about,
-# which are older than this: jat_mini.md.
+# Interrupted, it goes on where it was. What was tried on the way here, how long its parts take, and how the weights of
+# the package came about, which are older than this: jat_mini.md.
 #
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}" "${PROCESSES:=1}"
-: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=4000}" "${SECOND:=12000}" "${DECAY:=3000}"
-: "${THIRD:=4000}" "${LIVES:=1600}" "${FOURTH:=4000}" "${FIFTH:=2000}"
+: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=8000}" "${LIVES:=1600}" "${SECOND:=9000}" "${THIRD:=3000}"
+: "${DECAY:=3000}"  # steps on which the learning rate falls to 0 at the end of the first and the second
 : "${OPTIONS:=}"  # other ones of examples/train.py, for all parts of the training
 
 build() {
@@ -69,29 +68,15 @@ grounding() {
         babyai-go-to-door=3 babyai-pickup-above=3
 }
 
-# All tasks, until there is an agent to give lessons to; then all tasks and its lessons, down to a learning rate of 0;
-# then again, three times, with the lessons of the agent before. The last two, which come after captions of games, see
-# more of games and of their captions, which were drawn least until then.
+# All tasks; then captions; then all tasks again with lessons of the agent so far, twice.
 first() {
-    train --output "$FOLDER/first" --init-from "$FOLDER/grounding" --steps "$FIRST" \
-        --lr_scheduler_type constant_with_warmup --task-weights $WEIGHTS
+    train --output "$FOLDER/first" --init-from "$FOLDER/grounding" --steps "$FIRST" $DOWN --task-weights $WEIGHTS
 }
 
-second() {
-    train --output "$FOLDER/second" --init-from "$FOLDER/first" --data "$FOLDER/data" "$FOLDER/lessons-of-first" \
-        --steps "$SECOND" --lr_scheduler_type warmup_stable_decay \
-        --lr_scheduler_kwargs "{\"num_decay_steps\": $DECAY}" --task-weights $WEIGHTS
-}
-
-third() {
-    again second third --steps "$THIRD" --task-weights $WEIGHTS \
-        --data "$FOLDER/data" "$FOLDER/lessons-of-first" "$FOLDER/lessons-of-second"
-}
-
-# Captions again, games' for the most part: how many lives are left is not learnt among everything else either.
+# Games' for the most part: how many lives are left is not learnt among everything else either.
 lives() {
-    soften third
-    train --output "$FOLDER/lives" --init-from "$FOLDER/third-softened" --tasks text --steps "$LIVES" \
+    soften first
+    train --output "$FOLDER/lives" --init-from "$FOLDER/first-softened" --tasks text --steps "$LIVES" \
         --lr_scheduler_type linear --task-weights game-captions=10 view-captions=2 missions=1
 }
 
@@ -112,66 +97,45 @@ JatProcessor.from_pretrained(agent).save_pretrained(softened)
 END
 }
 
-fourth() {
-    again lives fourth --steps "$FOURTH" --task-weights $WEIGHTS atari=1.5 game-captions=80 \
-        --data "$FOLDER/data" "$FOLDER/lessons-of-first" "$FOLDER/lessons-of-second" "$FOLDER/lessons-of-third"
+# From here on with more of games and of their captions, so that lives stay learnt.
+second() {
+    train --output "$FOLDER/second" --init-from "$FOLDER/lives" --steps "$SECOND" $DOWN \
+        --data "$FOLDER/data" "$FOLDER/lessons-of-first" --task-weights $WEIGHTS atari=1.5 game-captions=60
 }
 
-fifth() {
-    again fourth fifth --steps "$FIFTH" --task-weights $WEIGHTS atari=1.5 game-captions=60 \
-        $(printf 'metaworld-%s=4 ' $FAILING button-press-topdown handle-pull-side) \
-        --data "$FOLDER/data" "$FOLDER/lessons-of-first" "$FOLDER/lessons-of-second" "$FOLDER/lessons-of-third" \
-        "$FOLDER/lessons-of-fourth"
+third() {
+    train --output "$FOLDER/third" --init-from "$FOLDER/second" --steps "$THIRD" \
+        --learning-rate 1.2e-3 --lr_scheduler_type linear \
+        --data "$FOLDER/data" "$FOLDER/lessons-of-first" "$FOLDER/lessons-of-second" \
+        --task-weights $WEIGHTS atari=1.5 game-captions=60 $(printf 'metaworld-%s=3 ' $FAILING)
 }
 
-again() {
-    start=$1 part=$2
-    shift 2
-    train --init-from "$FOLDER/$start" --output "$FOLDER/$part" --learning-rate 1.2e-3 --lr_scheduler_type linear "$@"
-}
+# Where the arm fails, or is slower than the script.
+FAILING="basketball bin-picking box-close disassemble peg-insert-side peg-unplug-side pick-place plate-slide-back-side
+push-back soccer stick-pull sweep"
 
 # Lessons are what the agent's experts would do where it gets itself: in MuJoCo's bodies that fall, which those of the
 # experts never do, where the arm misses what it reaches for, and in the missions that take long.
 lessons_of_first() {
-    lesson first --tasks mujoco-ant mujoco-doublependulum mujoco-hopper mujoco-pendulum --steps 10000 \
+    lesson first --tasks mujoco-ant mujoco-doublependulum mujoco-hopper mujoco-pendulum --steps 20000 \
         --max-episode-steps 600
     lesson first --tasks mujoco-halfcheetah mujoco-humanoid mujoco-standup mujoco-walker --steps 50000 \
         --max-episode-steps 600
-    lesson first --tasks $(printf 'metaworld-%s ' hammer basketball stick-pull box-close peg-unplug-side \
-        peg-insert-side disassemble sweep plate-slide-back-side bin-picking push-back push-wall soccer lever-pull) \
-        --expert tuned --steps 5000 --max-episode-steps 250
+    lesson first --tasks $(printf 'metaworld-%s ' $FAILING hammer lever-pull push push-wall sweep-into \
+        pick-out-of-hole) --expert tuned --steps 5000 --max-episode-steps 250
     lesson first --tasks $(printf 'babyai-%s ' move-two-across-s8n9 boss-level boss-level-no-unlock mini-boss-level \
         unlock unlock-to-unlock go-to-imp-unlock open-two-doors open-doors-order-n4 synth synth-loc synth-seq \
         key-corridor go-to go-to-seq put-next put-next-local pickup-loc) --episodes 300 --max-episode-steps 400
 }
 
-# Of other starts than the first ones, where that agent is weakest.
+# Of other starts than the first ones, where it is weakest.
 lessons_of_second() {
-    lesson second --seed 2 --tasks mujoco-doublependulum mujoco-hopper --steps 30000 --max-episode-steps 600
-    lesson second --seed 2 --tasks mujoco-halfcheetah mujoco-standup --steps 40000 --max-episode-steps 600
-    lesson second --seed 2 --tasks mujoco-ant mujoco-walker --steps 15000 --max-episode-steps 600
-    lesson second --seed 2 --tasks $(printf 'metaworld-%s ' hammer peg-unplug-side reach reach-wall disassemble \
-        basketball bin-picking handle-pull plate-slide-back-side pick-out-of-hole peg-insert-side box-close sweep \
-        handle-press-side stick-pull push pick-place soccer sweep-into) --expert tuned --steps 5000 \
+    lesson second --seed 2 --tasks mujoco-doublependulum mujoco-hopper mujoco-halfcheetah mujoco-standup \
+        --steps 30000 --max-episode-steps 600
+    lesson second --seed 2 --tasks $(printf 'metaworld-%s ' $FAILING) --expert tuned --steps 5000 \
         --max-episode-steps 250
-}
-
-# Of other starts again, and in the missions too that it follows worst.
-lessons_of_third() {
-    lesson third --seed 3 --tasks mujoco-halfcheetah mujoco-standup --steps 30000 --max-episode-steps 600
-    lesson third --seed 3 --tasks $(printf 'metaworld-%s ' basketball bin-picking box-close peg-insert-side \
-        peg-unplug-side stick-pull soccer sweep push hammer disassemble pick-out-of-hole sweep-into) --expert tuned \
-        --steps 5000 --max-episode-steps 250
-    lesson third --seed 3 --tasks $(printf 'babyai-%s ' move-two-across-s8n9 boss-level boss-level-no-unlock \
+    lesson second --seed 2 --tasks $(printf 'babyai-%s ' move-two-across-s8n9 boss-level boss-level-no-unlock \
         mini-boss-level unlock go-to-imp-unlock synth-loc synth-seq) --episodes 300 --max-episode-steps 400
-}
-
-# Of other starts once more, where the fourth's arm is slower than the script, or fails.
-FAILING="basketball bin-picking box-close disassemble peg-insert-side peg-unplug-side pick-place plate-slide-back-side
-push-back soccer stick-pull sweep"
-lessons_of_fourth() {
-    lesson fourth --seed 4 --tasks $(printf 'metaworld-%s ' $FAILING) --expert tuned --steps 5000 \
-        --max-episode-steps 250
 }
 
 lesson() {
@@ -187,6 +151,8 @@ babyai-go-to-imp-unlock=6 babyai-move-two-across-s8n9=10 mujoco=5 mujoco-hopper=
 mujoco-doublependulum=10 mujoco-halfcheetah=14 mujoco-standup=12 mujoco-walker=14 mujoco-humanoid=8 metaworld=1.2
 $(printf '%s=3 ' $PLANNED) atari=0.4 view-captions=22 game-captions=3 missions=1.5"
 
+DOWN="--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {\"num_decay_steps\":$DECAY}"
+
 train() {
     "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" examples/train.py \
         --register examples/captions.py --data "$FOLDER/data" --window 64 --image-window 32 --prompt-fraction 0.9 \
@@ -198,22 +164,18 @@ training() {
     grounding
     first
     lessons_of_first
+    lives
     second
     lessons_of_second
     third
-    lessons_of_third
-    lives
-    fourth
-    lessons_of_fourth
-    fifth
 }
 
 # The weights in half precision, which `from_pretrained` reads as float32; their code comes with the package. Acting
 # looks back over 32 timesteps.
 release() {
     mkdir -p "$FOLDER/jat-mini"
-    cp "$FOLDER"/fifth/*.json "$FOLDER/jat-mini"
-    "$PYTHON" - "$FOLDER/fifth" "$FOLDER/jat-mini" <<'END'
+    cp "$FOLDER"/third/*.json "$FOLDER/jat-mini"
+    "$PYTHON" - "$FOLDER/third" "$FOLDER/jat-mini" <<'END'
 import json, sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
