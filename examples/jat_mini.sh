@@ -75,14 +75,14 @@ first() {
 
 # Games' for the most part: how many lives are left is not learnt among everything else either.
 lives() {
-    soften first
+    soften
     train --output "$FOLDER/lives" --init-from "$FOLDER/first-softened" --tasks text --steps "$LIVES" \
         --lr_scheduler_type linear --task-weights game-captions=10 view-captions=2 missions=1
 }
 
 # Queries and keys x 0.3: through a trained agent's attention, which is all but certain, a gradient hardly passes.
 soften() {
-    "$PYTHON" - "$FOLDER/$1" "$FOLDER/$1-softened" <<'END'
+    "$PYTHON" - "$FOLDER/first" "$FOLDER/first-softened" <<'END'
 import sys
 from modeling_jat import JatModelForCausalLM
 from processing_jat import JatProcessor
