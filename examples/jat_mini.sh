@@ -13,7 +13,7 @@
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}" "${PROCESSES:=1}"
-: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=8000}" "${LIVES:=1600}" "${SECOND:=9000}" "${THIRD:=3000}"
+: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=8000}" "${LIVES:=1600}" "${SECOND:=6500}" "${THIRD:=3000}"
 : "${DECAY:=3000}"  # steps on which the learning rate falls to 0 at the end of the first and the second
 : "${OPTIONS:=}"  # other ones of examples/train.py, for all parts of the training
 
