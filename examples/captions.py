@@ -23,13 +23,14 @@ from datasets import IterableDataset
 from PIL import Image
 
 from dataset_builder import make_env, select_tasks
+from dataset_builder.envs.atari import FRAMES_PER_STEP
 from dataset_builder.rollout import episode_seed
 from dataset_builder.text import Source, register_text
 
 # A part is a function of its number: a build goes on with the next one.
 SEED, PARTS, ROWS_PER_PART = 0, 20_000, 8
 TILE_SIZE = 16  # pixels
-LONGEST_WALK = {"atari": 1000, "babyai": 20}  # timesteps before a frame; of a game, as many as it may last
+LONGEST_PLAY, LONGEST_WALK = 1000, 20  # timesteps before a frame; of a game, as many as it may last
 MOST_OBJECTS = 4  # in a caption
 
 
@@ -71,7 +72,7 @@ def _mission(env: gymnasium.Env, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _game_caption(env: gymnasium.Env, rng: np.random.Generator) -> dict[str, Any]:
-    lives = _wander(env, rng)["lives"]
+    lives = _play(env, rng)
     game = env.task.instruction.removeprefix("play ")
     return _captioned(env.render(), game + {0: "", 1: ", 1 life left"}.get(lives, f", {lives} lives left"))
 
@@ -89,14 +90,27 @@ def _captioned(frame: np.ndarray, caption: str) -> dict[str, Any]:
     return {"image": {"bytes": file.getvalue(), "path": None}, "text": caption}
 
 
-def _wander(env: gymnasium.Env, rng: np.random.Generator) -> dict[str, Any]:
-    """Begin an episode and take some random actions, so that no two rows are of one episode; returns the last info."""
-    _, info = env.reset()
-    for _ in range(rng.integers(LONGEST_WALK[env.task.domain])):
-        _, _, terminated, truncated, info = env.step(int(rng.integers(env.action_space.n)))
+def _play(env: gymnasium.Env, rng: np.random.Generator) -> int:
+    """Begin a game, so that no two rows are of one, and take some random actions; returns the lives that are left."""
+    emulator = env.unwrapped.ale
+    env.reset()
+    for _ in range(rng.integers(LONGEST_PLAY)):
+        action = emulator.getMinimalActionSet()[rng.integers(env.action_space.n)]
+        for _ in range(FRAMES_PER_STEP):
+            emulator.act(action)
+            if emulator.game_over():
+                env.reset()
+                break
+    return emulator.lives()
+
+
+def _wander(env: gymnasium.Env, rng: np.random.Generator) -> None:
+    """Begin an episode, so that no two rows are of one, and take some random actions."""
+    env.reset()
+    for _ in range(rng.integers(LONGEST_WALK)):
+        _, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
         if terminated or truncated:
-            _, info = env.reset()
-    return info
+            env.reset()
 
 
 def describe_view(view: Any) -> str:
