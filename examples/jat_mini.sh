@@ -13,7 +13,8 @@
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}" "${PROCESSES:=1}"
-: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=8000}" "${LIVES:=1600}" "${SECOND:=6500}" "${THIRD:=3000}"
+: "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=8000}" "${LIVES:=1600}"
+: "${SECOND:=6500}" "${THIRD:=3000}" "${FOURTH:=3500}"
 : "${DECAY:=3000}"  # steps on which the learning rate falls to 0 at the end of the first and the second
 : "${OPTIONS:=}"  # other ones of examples/train.py, for all parts of the training
 
@@ -45,7 +46,7 @@ data() {
     build --tasks babyai-move-two-across-s8n9 --episodes 4000
     build --tasks $(networks) --steps 10000 --max-episode-steps 4000
     build --tasks missions --episodes 4000
-    build --tasks game-captions --episodes 8000
+    build --tasks game-captions --episodes 16000
     build --tasks view-captions --episodes 40000
 }
 
@@ -68,7 +69,7 @@ grounding() {
         babyai-go-to-door=3 babyai-pickup-above=3
 }
 
-# All tasks; then captions; then all tasks again with lessons of the agent so far, twice.
+# All tasks; then captions; then all tasks again with lessons of the agents so far, three times.
 first() {
     train --output "$FOLDER/first" --init-from "$FOLDER/grounding" --steps "$FIRST" $DOWN --task-weights $WEIGHTS
 }
@@ -83,7 +84,7 @@ lives() {
 # Queries and keys x 0.3: through a trained agent's attention, which is all but certain, a gradient hardly passes.
 soften() {
     "$PYTHON" - "$FOLDER/first" "$FOLDER/first-softened" <<'END'
-import sys
+import shutil, sys
 from modeling_jat import JatModelForCausalLM
 from processing_jat import JatProcessor
 
@@ -94,6 +95,7 @@ for name, weight in model.state_dict().items():
         weight.mul_(0.3)
 model.save_pretrained(softened)
 JatProcessor.from_pretrained(agent).save_pretrained(softened)
+shutil.copy(f"{agent}/training.json", softened)
 END
 }
 
@@ -104,15 +106,26 @@ second() {
 }
 
 third() {
-    train --output "$FOLDER/third" --init-from "$FOLDER/second" --steps "$THIRD" \
-        --learning-rate 1.2e-3 --lr_scheduler_type linear \
-        --data "$FOLDER/data" "$FOLDER/lessons-of-first" "$FOLDER/lessons-of-second" \
-        --task-weights $WEIGHTS atari=1.5 game-captions=60 $(printf 'metaworld-%s=3 ' $FAILING)
+    refine second third "$THIRD" game-captions=60 $(printf 'metaworld-%s=3 ' $FAILING)
 }
 
-# Where the arm fails, or is slower than the script.
+fourth() {
+    refine third fourth "$FOURTH" game-captions=120 $(printf 'metaworld-%s=3 ' $FAILING $SLIPPING)
+}
+
+# An agent into the next one, with the lessons so far.
+refine() {
+    agent=$1 next=$2 steps=$3
+    shift 3
+    train --output "$FOLDER/$next" --init-from "$FOLDER/$agent" --steps "$steps" \
+        --learning-rate 1.2e-3 --lr_scheduler_type linear --data "$FOLDER/data" "$FOLDER"/lessons-of-* \
+        --task-weights $WEIGHTS atari=1.5 "$@"
+}
+
+# Where the arm fails, or is slower than the script; and where the third agent is besides.
 FAILING="basketball bin-picking box-close disassemble peg-insert-side peg-unplug-side pick-place plate-slide-back-side
 push-back soccer stick-pull sweep"
+SLIPPING="hammer pick-out-of-hole sweep-into"
 
 # Lessons are what the agent's experts would do where it gets itself: in MuJoCo's bodies that fall, which those of the
 # experts never do, where the arm misses what it reaches for, and in the missions that take long.
@@ -136,6 +149,11 @@ lessons_of_second() {
         --max-episode-steps 250
     lesson second --seed 2 --tasks $(printf 'babyai-%s ' move-two-across-s8n9 boss-level boss-level-no-unlock \
         mini-boss-level unlock go-to-imp-unlock synth-loc synth-seq) --episodes 300 --max-episode-steps 400
+}
+
+lessons_of_third() {
+    lesson third --seed 3 --tasks $(printf 'metaworld-%s ' $FAILING $SLIPPING) --expert tuned --steps 5000 \
+        --max-episode-steps 250
 }
 
 lesson() {
@@ -168,14 +186,16 @@ training() {
     second
     lessons_of_second
     third
+    lessons_of_third
+    fourth
 }
 
 # The weights in half precision, which `from_pretrained` reads as float32; their code comes with the package. Acting
 # looks back over 32 timesteps.
 release() {
     mkdir -p "$FOLDER/jat-mini"
-    cp "$FOLDER"/third/*.json "$FOLDER/jat-mini"
-    "$PYTHON" - "$FOLDER/third" "$FOLDER/jat-mini" <<'END'
+    cp "$FOLDER"/fourth/*.json "$FOLDER/jat-mini"
+    "$PYTHON" - "$FOLDER/fourth" "$FOLDER/jat-mini" <<'END'
 import json, sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
