@@ -7,14 +7,14 @@
 #     SECOND=10000 sh examples/jat_mini.sh second
 #     OPTIONS="--batch-size 128 --gradient-accumulation 2 --dataloader_num_workers 12" sh examples/jat_mini.sh  # a GPU
 #
-# Interrupted, it goes on where it was. What was tried on the way here, how long its parts take, and how the weights of
-# the package came about, which are older than this: jat_mini.md.
+# Interrupted, it goes on where it was. What was tried on the way here, how long its parts take, and in what the weights
+# of the package differ: jat_mini.md.
 #
 # shellcheck disable=SC2046,SC2086  # lists of tasks and options become words
 set -eu
 : "${PYTHON:=python}" "${FOLDER:=runs/jat-mini}" "${WORKERS:=$(getconf _NPROCESSORS_ONLN)}" "${PROCESSES:=1}"
 : "${READING:=600}" "${GROUNDING:=2000}" "${FIRST:=8000}" "${LIVES:=1600}"
-: "${SECOND:=6500}" "${THIRD:=3000}" "${FOURTH:=3500}"
+: "${SECOND:=6500}" "${THIRD:=3000}" "${FOURTH:=3500}" "${FIFTH:=3000}"
 : "${DECAY:=3000}"  # steps on which the learning rate falls to 0 at the end of the first and the second
 : "${OPTIONS:=}"  # other ones of examples/train.py, for all parts of the training
 
@@ -50,7 +50,7 @@ data() {
     build --tasks view-captions --episodes 40000
 }
 
-# First captions, nearly alone, in 7 minutes on two cores. What stands where in a view is hardly learnt later.
+# First captions, nearly alone, in 9 minutes on two cores. What stands where in a view is hardly learnt later.
 reading() {
     train --output "$FOLDER/reading" --steps "$READING" --lr_scheduler_type constant_with_warmup \
         --hidden-size 256 --num-layers 4 --num-heads 4 --vocab-size 1024 \
@@ -69,21 +69,25 @@ grounding() {
         babyai-go-to-door=3 babyai-pickup-above=3
 }
 
-# All tasks; then captions; then all tasks again with lessons of the agents so far, three times.
+# All tasks; then captions; then all tasks again with lessons of the agents so far, three times; then both once more.
 first() {
     train --output "$FOLDER/first" --init-from "$FOLDER/grounding" --steps "$FIRST" $DOWN --task-weights $WEIGHTS
 }
 
 # Games' for the most part: how many lives are left is not learnt among everything else either.
-lives() {
-    soften
-    train --output "$FOLDER/lives" --init-from "$FOLDER/first-softened" --tasks text --steps "$LIVES" \
+lives() { captions first lives; }
+
+lives_again() { captions fourth lives-again; }
+
+captions() {
+    soften "$1"
+    train --output "$FOLDER/$2" --init-from "$FOLDER/$1-softened" --tasks text --steps "$LIVES" \
         --lr_scheduler_type linear --task-weights game-captions=10 view-captions=2 missions=1
 }
 
 # Queries and keys x 0.3: through a trained agent's attention, which is all but certain, a gradient hardly passes.
 soften() {
-    "$PYTHON" - "$FOLDER/first" "$FOLDER/first-softened" <<'END'
+    "$PYTHON" - "$FOLDER/$1" "$FOLDER/$1-softened" <<'END'
 import shutil, sys
 from modeling_jat import JatModelForCausalLM
 from processing_jat import JatProcessor
@@ -111,6 +115,10 @@ third() {
 
 fourth() {
     refine third fourth "$FOURTH" game-captions=120 $(printf 'metaworld-%s=3 ' $FAILING $SLIPPING)
+}
+
+fifth() {
+    refine lives-again fifth "$FIFTH" game-captions=120 $(printf 'metaworld-%s=3 ' $FAILING $SLIPPING)
 }
 
 # An agent into the next one, with the lessons so far.
@@ -188,14 +196,16 @@ training() {
     third
     lessons_of_third
     fourth
+    lives_again
+    fifth
 }
 
 # The weights in half precision, which `from_pretrained` reads as float32; their code comes with the package. Acting
 # looks back over 32 timesteps.
 release() {
     mkdir -p "$FOLDER/jat-mini"
-    cp "$FOLDER"/fourth/*.json "$FOLDER/jat-mini"
-    "$PYTHON" - "$FOLDER/fourth" "$FOLDER/jat-mini" <<'END'
+    cp "$FOLDER"/fifth/*.json "$FOLDER/jat-mini"
+    "$PYTHON" - "$FOLDER/fifth" "$FOLDER/jat-mini" <<'END'
 import json, sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
