@@ -8,6 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from dataset_builder import make_env, make_vec_env, select_tasks
+from dataset_builder.envs import rendering_problem
 
 FEW_OF_EACH = [
     "atari-pong", "atari-breakout", "atari-mspacman",
@@ -135,6 +136,21 @@ def test_a_machine_that_cannot_render_says_so():
     environment = {**os.environ, "MUJOCO_GL": "glfw"} | {"DISPLAY": "", "WAYLAND_DISPLAY": ""}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "Error" in result.stdout
+
+
+@pytest.mark.skipif(rendering_problem("mujoco-ant") is not None, reason="this machine cannot render MuJoCo")
+@pytest.mark.parametrize("task", ["ant", "halfcheetah", "hopper", "humanoid", "standup", "swimmer", "walker"])
+def test_the_camera_follows_a_body_that_walks_away(task):
+    with make_env(f"mujoco-{task}", render_mode="rgb_array") as env:
+        env.reset(seed=0)
+        env.render()
+        frames = []
+        for bent in (0.0, 0.2):
+            position = env.unwrapped.init_qpos + bent
+            position[0] = 30  # metres
+            env.unwrapped.set_state(position, env.unwrapped.init_qvel)
+            frames.append(env.render())
+    assert (frames[0] != frames[1]).any()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a screen")

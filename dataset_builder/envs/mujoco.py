@@ -12,6 +12,8 @@ from .spaces import observe_vector
 
 def make(task: TaskSpec, **kwargs: Any) -> gymnasium.Env:
     choose_mujoco_renderer()
+    if "camera_id" not in kwargs:
+        kwargs.setdefault("camera_name", "track")  # a body that has no such camera does not go anywhere
     with warnings.catch_warnings():
         # The -v4 ids are meant: they have the observations of the published data.
         warnings.filterwarnings("ignore", message=".*out of date.*")
