@@ -13,7 +13,8 @@ from .spaces import observe_vector
 def make(task: TaskSpec, **kwargs: Any) -> gymnasium.Env:
     choose_mujoco_renderer()
     if "camera_id" not in kwargs:
-        kwargs.setdefault("camera_name", "track")  # a body that has no such camera does not go anywhere
+        # The default one stands still, and bodies walk out of its view. Those without this one do not walk.
+        kwargs.setdefault("camera_name", "track")
     with warnings.catch_warnings():
         # The -v4 ids are meant: they have the observations of the published data.
         warnings.filterwarnings("ignore", message=".*out of date.*")
