@@ -113,13 +113,9 @@ third() {
     refine second third "$THIRD" game-captions=60 $(printf 'metaworld-%s=3 ' $FAILING)
 }
 
-fourth() {
-    refine third fourth "$FOURTH" game-captions=120 $(printf 'metaworld-%s=3 ' $FAILING $SLIPPING)
-}
+fourth() { refine third fourth "$FOURTH" $LATE_WEIGHTS; }
 
-fifth() {
-    refine lives-again fifth "$FIFTH" game-captions=120 $(printf 'metaworld-%s=3 ' $FAILING $SLIPPING)
-}
+fifth() { refine lives-again fifth "$FIFTH" $LATE_WEIGHTS; }
 
 # An agent into the next one, with the lessons so far.
 refine() {
@@ -134,6 +130,7 @@ refine() {
 FAILING="basketball bin-picking box-close disassemble peg-insert-side peg-unplug-side pick-place plate-slide-back-side
 push-back soccer stick-pull sweep"
 SLIPPING="hammer pick-out-of-hole sweep-into"
+LATE_WEIGHTS="game-captions=120 $(printf 'metaworld-%s=3 ' $FAILING $SLIPPING)"
 
 # Lessons are what the agent's experts would do where it gets itself: in MuJoCo's bodies that fall, which those of the
 # experts never do, where the arm misses what it reaches for, and in the missions that take long.
